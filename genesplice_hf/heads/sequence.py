@@ -1,0 +1,68 @@
+"""One prediction per sequence: classification or regression on pooled states.
+
+Shapes: B batch, L tokens, E hidden size, C labels.
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from genesplice_hf.heads.pooling import AttentionPooling, masked_max, masked_mean
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+class SequenceClassificationHead(nn.Module):
+    """Pools the real positions, drops out and projects: (B, L, E) -> (B, C).
+
+    All parameters of the head, the pooling query included, live here: the models call it `classifier`, which
+    is the name that PEFT trains and saves.
+    """
+
+    def __init__(self, hidden_size: int, num_labels: int, pooling: str, dropout: float) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.attention_pooling = AttentionPooling(hidden_size) if pooling == "attention" else None
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, x_BLE: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(self.dropout(self.pool(x_BLE, mask_BL)))
+
+    def pool(self, x_BLE: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        if self.attention_pooling is not None:
+            return self.attention_pooling(x_BLE, mask_BL)
+        return masked_max(x_BLE, mask_BL) if self.pooling == "max" else masked_mean(x_BLE, mask_BL)
+
+
+def infer_problem_type(declared: str | None, num_labels: int, labels: torch.Tensor) -> str:
+    """The problem that labels of this dtype and shape pose; a declared one wins. Names are transformers'."""
+    if declared is not None:
+        return declared
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def sequence_loss(
+    logits_BC: torch.Tensor,
+    labels: torch.Tensor,
+    problem_type: str,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Mean squared error, cross entropy or binary cross entropy, by `problem_type`.
+
+    Args:
+        logits_BC: (B, C). labels: (B,) class ids, (B,) or (B, C) values, or (B, C) zeros and ones.
+        num_items_in_batch: labels of the whole optimiser step; None = mean over the labels of this batch.
+    """
+    logits_BC = logits_BC.float()
+    if problem_type == "single_label_classification":
+        losses = nn.functional.cross_entropy(logits_BC, labels.view(-1), reduction="none")
+    elif problem_type == "regression":
+        losses = (logits_BC - labels.view_as(logits_BC).float()).square()
+    else:
+        targets = labels.view_as(logits_BC).float()
+        losses = nn.functional.binary_cross_entropy_with_logits(logits_BC, targets, reduction="none")
+    return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch

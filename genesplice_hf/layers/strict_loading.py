@@ -1,0 +1,108 @@
+"""Loading that never drops a tensor in silence: the base class of every model of the package.
+
+transformers loads leniently: a missing tensor is drawn at random, an unexpected one is dropped, and a report
+is printed. Here the same report becomes an error that lists the tensors, except for one case that users mean:
+a checkpoint of another class of the same model (`architectures` in config.json), whose head this class does
+not have, or whose checkpoint lacks this class's whole head.
+"""
+
+from os import PathLike
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from genesplice_hf.errors import CheckpointError
+
+_MAX_LISTED = 20
+
+
+class StrictPreTrainedModel(PreTrainedModel):
+    """`PreTrainedModel` whose `from_pretrained` raises `CheckpointError` when weights do not fit."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | PathLike | None,
+        *model_args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads as transformers does, then refuses missing, unexpected and mis-shaped tensors.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder; None with `state_dict=` in the keyword arguments.
+            output_loading_info: also return transformers' report.
+            ignore_mismatched_sizes: allows mis-shaped tensors outside the base model (a head with another
+                number of labels is then drawn anew); never inside it.
+            **kwargs: as `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            CheckpointError: a tensor is missing, unexpected, mis-shaped or unreadable; all are listed.
+        """
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"the weights of `{pretrained_model_name_or_path}` cannot be read ({error}); "
+                "the file is cut short or damaged: download or save it again."
+            ) from error
+        _refuse_misfits(model, info, ignore_mismatched_sizes, str(pretrained_model_name_or_path))
+        return (model, info) if output_loading_info else model
+
+
+def _refuse_misfits(model: PreTrainedModel, info: dict, allow_head_shapes: bool, source: str) -> None:
+    faults = {
+        "missing": _unexcused(model, info["missing_keys"], own=True),
+        "unexpected": _unexcused(model, info["unexpected_keys"], own=False),
+        "mis-shaped": sorted(
+            f"{key} is {tuple(found)}, needs {tuple(needed)}"
+            for key, found, needed in info["mismatched_keys"]
+            if not (allow_head_shapes and not _in_base(model, key))
+        ),
+    }
+    lines = [f"{kind}: {_shorten(keys)}" for kind, keys in faults.items() if keys]
+    if lines:
+        raise CheckpointError(
+            f"`{source}` does not fit {type(model).__name__}; nothing is used of it. " + "; ".join(lines) + ". "
+            "Load it with the class that saved it, or convert it first; for a head with another number of "
+            "labels pass `ignore_mismatched_sizes=True`."
+        )
+
+
+def _unexcused(model: PreTrainedModel, keys: set[str], own: bool) -> list[str]:
+    """The keys that are not an excusable head: outside the base model, of another class, and whole."""
+    if not _saved_by_other_class(model):
+        return sorted(keys)
+    bad = {key for key in keys if _in_base(model, key)}
+    partial_head = own and bool(keys - bad) and not _head_keys(model) <= keys
+    return sorted(keys if partial_head else bad)
+
+
+def _head_keys(model: PreTrainedModel) -> set[str]:
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    return {key for key in model.state_dict() if not _in_base(model, key)} - tied
+
+
+def _saved_by_other_class(model: PreTrainedModel) -> bool:
+    return type(model).__name__ not in (model.config.architectures or [])
+
+
+def _in_base(model: PreTrainedModel, key: str) -> bool:
+    """Whether a key belongs to the base model; in the base model's own keys the prefix may be absent."""
+    prefix = model.base_model_prefix + "."
+    if hasattr(model, model.base_model_prefix):
+        return key.startswith(prefix)
+    return key.startswith(prefix) or key.split(".")[0] in dict(model.named_children())
+
+
+def _shorten(keys: list[str]) -> str:
+    more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
+    return ", ".join(keys[:_MAX_LISTED]) + more

@@ -1,0 +1,205 @@
+"""Configuration of GeneSplice, the long-context DNA encoder and decoder.
+
+Levels are numbered 0 (bases), 1, ..., n (tower). Lists hold one entry per level, unless said otherwise.
+With empty `pool_sizes` the model is *flat*: the tower works on bases, alternating window and full attention.
+"""
+
+import difflib
+import logging
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+
+def default_complement_map(vocab_size: int) -> list[int]:
+    """Complement of every id of the `genesplice` preset: A5 <-> T8, C6 <-> G7, all others themselves."""
+    complement = {5: 8, 6: 7, 7: 6, 8: 5}
+    return [complement.get(token, token) for token in range(vocab_size)]
+
+
+@strict
+class GeneSpliceConfig(PreTrainedConfig):
+    """Shape and behaviour of a GeneSplice model; the defaults are the `nano` size.
+
+    Attributes:
+        vocab_size: tokens of the embedding; 10 are used by the `genesplice` preset, padded to 16.
+        hidden_sizes: width of each level, non-decreasing.
+        pool_sizes: tokens of level l per token of level l + 1; empty = flat.
+        num_attention_heads, num_key_value_heads, head_dims: per level; key/value heads None = all heads.
+        intermediate_sizes: SwiGLU width per level.
+        num_encoder_layers, num_decoder_layers: blocks per level below the tower (n entries).
+        num_tower_layers: blocks of the tower.
+        local_windows: window radius in tokens of each level below the tower (n entries).
+        tower_window: window radius of the tower's `sliding_attention` layers.
+        tower_layer_types: one per tower layer; None = all full, or all sliding when `tower_window` is set.
+        position_embedding: "rope" or "none".
+        local_rope_theta, global_rope_theta: RoPE base of window and of full layers, in tokens of the level.
+        stem_kernel_size: odd width in bases of the convolution after the embedding; 0 = none.
+        is_decoder: causal when True.
+        use_decoder: False leaves out the way back to bases; the output is one state per bin.
+        complement_map: id of the complement of every id, an involution.
+        qk_norm: RMSNorm of each head's queries and keys before rotation.
+        classifier_pooling: "mean", "max", "bin_mean" or "attention", over real positions.
+        max_position_embeddings: longest length the model was made for, in bases; information only.
+    """
+
+    model_type = "genesplice"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    # Module names that PEFT adapts by default.
+    lora_targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    ia3_targets = ["k_proj", "v_proj", "down_proj"]
+    ia3_feedforward = ["down_proj"]
+    layer_norm_targets = ["attn_norm", "mlp_norm", "tower_norm", "final_norm"]
+
+    vocab_size: int = 16
+    hidden_sizes: list[int] | None = None
+    pool_sizes: list[int] | None = None
+    num_attention_heads: list[int] | None = None
+    num_key_value_heads: list[int] | None = None
+    head_dims: list[int] | None = None
+    intermediate_sizes: list[int] | None = None
+    num_encoder_layers: list[int] | None = None
+    num_tower_layers: int = 4
+    num_decoder_layers: list[int] | None = None
+    local_windows: list[int] | None = None
+    tower_window: int | None = None
+    tower_layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
+    position_embedding: Literal["rope", "none"] = "rope"
+    local_rope_theta: float = 1e4
+    global_rope_theta: float = 5e5
+    stem_kernel_size: int = 7
+    is_decoder: bool = False
+    use_decoder: bool = True
+    complement_map: list[int] | None = None
+    qk_norm: bool = False
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.0
+    norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    classifier_pooling: Literal["mean", "max", "bin_mean", "attention"] = "mean"
+    max_position_embeddings: int = 1_048_576
+    pad_token_id: int | None = 0
+    mask_token_id: int | None = 4
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        nano = {
+            "hidden_sizes": [64, 128, 192],
+            "pool_sizes": [16, 8],
+            "num_attention_heads": [2, 4, 6],
+            "head_dims": [32, 32, 32],
+            "intermediate_sizes": [128, 256, 512],
+            "num_encoder_layers": [1, 1],
+            "num_decoder_layers": [1, 1],
+            "local_windows": [128, 128],
+        }
+        for name, value in nano.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = list(self.num_attention_heads or [])
+        if self.tower_layer_types is None:
+            kind = "full_attention" if self.tower_window is None else "sliding_attention"
+            self.tower_layer_types = [kind] * self.num_tower_layers
+        if self.complement_map is None:
+            self.complement_map = default_complement_map(self.vocab_size)
+        _warn_unknown(type(self), kwargs)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_levels(self) -> int:
+        """Levels above the bases; 0 for the flat form."""
+        return len(self.pool_sizes or [])
+
+    @property
+    def bin_size(self) -> int:
+        """Bases per tower token."""
+        return math.prod(self.pool_sizes or [1])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the states that heads read: bases, or bins without a decoder."""
+        assert self.hidden_sizes is not None
+        return self.hidden_sizes[0] if self.use_decoder else self.hidden_sizes[-1]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Blocks of all levels."""
+        below = [*(self.num_encoder_layers or []), *(self.num_decoder_layers or [])]
+        return self.num_tower_layers + sum(below)
+
+    def validate_levels(self) -> None:
+        """Every list has one entry per level."""
+        per_level = ["hidden_sizes", "num_attention_heads", "num_key_value_heads", "head_dims"]
+        for name in [*per_level, "intermediate_sizes"]:
+            self._demand_length(name, self.num_levels + 1, "one entry per level, the tower included")
+        for name in ["num_encoder_layers", "num_decoder_layers", "local_windows"]:
+            self._demand_length(name, self.num_levels, "one entry per level below the tower")
+        if any(size < 2 for size in self.pool_sizes or []):
+            raise ValueError(f"`pool_sizes` must be >= 2 each, got {self.pool_sizes}; leave it empty for flat.")
+        if sorted(self.hidden_sizes or []) != self.hidden_sizes:
+            raise ValueError(f"`hidden_sizes` must not decrease from level to level, got {self.hidden_sizes}.")
+
+    def validate_heads(self) -> None:
+        """Heads divide evenly, and RoPE finds pairs of dimensions."""
+        for heads, groups in zip(self.num_attention_heads or [], self.num_key_value_heads or [], strict=False):
+            if groups < 1 or heads % groups:
+                raise ValueError(
+                    f"`num_attention_heads` ({heads}) must be a multiple of `num_key_value_heads` ({groups})."
+                )
+        if self.position_embedding == "rope" and any(size % 2 for size in self.head_dims or []):
+            raise ValueError(f"`head_dims` must be even with RoPE, got {self.head_dims}; change one of the two.")
+
+    def validate_tower(self) -> None:
+        """Layer types fit the number of layers, and sliding layers have a window."""
+        self._demand_length("tower_layer_types", self.num_tower_layers, "one entry per tower layer")
+        if "sliding_attention" in (self.tower_layer_types or []) and self.tower_window is None:
+            raise ValueError("`tower_layer_types` names sliding_attention, so `tower_window` must be set.")
+        windows = [*(self.local_windows or []), self.tower_window or 1]
+        if any(window < 1 for window in windows):
+            raise ValueError(f"windows are radii of at least 1 token, got {windows}.")
+
+    def validate_vocabulary(self) -> None:
+        """The complement map is an involution over the whole vocabulary."""
+        mapping = self.complement_map or []
+        in_range = all(0 <= token < self.vocab_size for token in mapping)
+        if (
+            len(mapping) != self.vocab_size
+            or not in_range
+            or any(mapping[mapping[token]] != token for token in range(self.vocab_size))
+        ):
+            raise ValueError(
+                f"`complement_map` must map each of the {self.vocab_size} ids to its complement and back, "
+                f"got {mapping}."
+            )
+
+    def validate_stem(self) -> None:
+        """The stem's kernel has a centre."""
+        if self.stem_kernel_size < 0 or (self.stem_kernel_size and self.stem_kernel_size % 2 == 0):
+            raise ValueError(f"`stem_kernel_size` must be odd, or 0 for none, got {self.stem_kernel_size}.")
+
+    def _demand_length(self, name: str, length: int, meaning: str) -> None:
+        value = getattr(self, name)
+        if len(value) != length:
+            raise ValueError(f"`{name}` must have {length} entries ({meaning}), got {value}.")
+
+
+def _warn_unknown(config_class: type, unknown: dict[str, Any]) -> None:
+    """Warns of keys that neither this config nor transformers knows; a typo would otherwise be kept silently."""
+    known = [name for name in dir(config_class) if not name.startswith("_")]
+    known += list(getattr(PreTrainedConfig, "__dataclass_fields__", {}))
+    ignored = {"transformers_version", "model_type", "auto_map", "_name_or_path", "torch_dtype"}
+    for name in unknown:
+        if name in known or name in ignored or name.startswith("_"):
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean `{close[0]}`?" if close else ""
+        logger.warning("%s does not know `%s`, it has no effect%s", config_class.__name__, name, hint)

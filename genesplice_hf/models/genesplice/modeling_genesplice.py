@@ -1,0 +1,427 @@
+"""GeneSplice: window attention at bases, full attention over bins, and a decoder back to bases.
+
+The network (any number of levels; the flat form has none below the tower):
+
+    x0 = embedding(ids) + gelu(stem convolution)
+    down:  x_l = encoder_l(x_l);  x_{l+1} = down_l(masked mean of pool_l tokens of x_l)
+    z = tower_norm(tower(x_n))
+    up:    y = decoder_l(x_l + unpool(up_l(y)))
+    out = final_norm(y)
+
+Shapes: B batch, L bases, M bins, H heads, K key/value heads, D head size, E hidden size of the level, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from genesplice_hf.heads.losses import IGNORED, shift_left, weighted_cross_entropy
+from genesplice_hf.heads.outputs import HierarchicalModelOutput
+from genesplice_hf.heads.sequence import SequenceClassificationHead, infer_problem_type, sequence_loss
+from genesplice_hf.heads.token import TokenClassificationHead
+from genesplice_hf.layers.feed_forward import SwiGLU
+from genesplice_hf.layers.hierarchical import (
+    LengthPlan,
+    left_justify_index,
+    masked_mean_pool,
+    plan_length,
+    pool_mask,
+    put_back,
+    take_tokens,
+    unpool,
+)
+from genesplice_hf.layers.norm import RMSNorm
+from genesplice_hf.layers.padding import as_mask, demand_one_input, real_positions, zero_padding
+from genesplice_hf.layers.stem import ConvStem
+from genesplice_hf.layers.strict_loading import StrictPreTrainedModel
+from genesplice_hf.layers.window_transformer import BlockShape, StemCache, WindowedAttention, WindowedBlock, run_blocks
+from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
+
+
+def block_shape(config: GeneSpliceConfig, level: int, window: int | None) -> BlockShape:
+    """The shape of the blocks of one level."""
+    return BlockShape(
+        hidden_size=config.hidden_sizes[level],
+        intermediate_size=config.intermediate_sizes[level],
+        num_heads=config.num_attention_heads[level],
+        num_key_value_heads=config.num_key_value_heads[level],
+        head_dim=config.head_dims[level],
+        window=window,
+        is_causal=config.is_decoder,
+        qk_norm=config.qk_norm,
+        norm_eps=config.norm_eps,
+        attention_dropout=config.attention_dropout,
+        hidden_dropout=config.hidden_dropout,
+    )
+
+
+class GeneSplicePreTrainedModel(StrictPreTrainedModel):
+    """Loading, initialisation and the declared abilities of every GeneSplice class."""
+
+    config: GeneSpliceConfig
+    config_class = GeneSpliceConfig
+    base_model_prefix = "genesplice"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WindowedBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": WindowedBlock, "attentions": WindowedAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # Residual outputs shrink with depth, so that the variance of the sum does not grow with it.
+        std = self.config.initializer_range / math.sqrt(2 * max(self.config.num_hidden_layers, 1))
+        if isinstance(module, WindowedAttention):
+            init.normal_(module.o_proj.weight, mean=0.0, std=std)
+        elif isinstance(module, SwiGLU):
+            init.normal_(module.down_proj.weight, mean=0.0, std=std)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in transformers; added tokens are their own complement.
+
+        Raises:
+            ValueError: fewer tokens than the complement map needs to stay an involution.
+        """
+        mapping = self.config.complement_map
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        if size < max((i + 1 for i, c in enumerate(mapping) if c != i), default=0):
+            raise ValueError(f"`new_num_tokens` ({size}) would drop a base of `complement_map` {mapping}.")
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        size = embeddings.num_embeddings
+        self.config.complement_map = mapping[:size] + list(range(len(mapping), size))
+        return embeddings
+
+    @staticmethod
+    def _supports_default_dynamic_cache() -> bool:
+        # `generate` must let the model build its own cache, which holds the stem's last inputs too.
+        return False
+
+
+class GeneSpliceModel(GeneSplicePreTrainedModel):
+    """Encoder (or causal decoder) without a head; see the module's docstring for the network."""
+
+    def __init__(self, config: GeneSpliceConfig) -> None:
+        config.validate()
+        super().__init__(config)
+        hidden, pools = config.hidden_sizes, config.pool_sizes
+        levels = range(len(pools))
+        self.embeddings = nn.Embedding(config.vocab_size, hidden[0], padding_idx=config.pad_token_id)
+        kernel = config.stem_kernel_size
+        self.stem = ConvStem(hidden[0], kernel, config.is_decoder) if kernel else None
+        self._num_blocks = 0
+        self.encoder = nn.ModuleList(self._level(level, config.num_encoder_layers[level]) for level in levels)
+        self.down = nn.ModuleList(nn.Linear(hidden[i], hidden[i + 1], bias=False) for i in levels)
+        self.tower = nn.ModuleList(self._tower_block(kind) for kind in config.tower_layer_types)
+        self.tower_norm = RMSNorm(hidden[-1], config.norm_eps)
+        decodes = config.use_decoder and len(pools) > 0
+        self.up = nn.ModuleList(nn.Linear(hidden[i + 1], hidden[i], bias=False) for i in levels if decodes)
+        self.decoder = nn.ModuleList(
+            self._level(level, config.num_decoder_layers[level]) for level in levels if decodes
+        )
+        self.final_norm = RMSNorm(hidden[0], config.norm_eps) if decodes else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _level(self, level: int, num_blocks: int) -> nn.ModuleList:
+        window = self.config.local_windows[level]
+        return nn.ModuleList(self._block(level, window) for _ in range(num_blocks))
+
+    def _tower_block(self, kind: str) -> WindowedBlock:
+        window = self.config.tower_window if kind == "sliding_attention" else None
+        return self._block(self.config.num_levels, window)
+
+    def _block(self, level: int, window: int | None) -> WindowedBlock:
+        self._num_blocks += 1
+        return WindowedBlock(self.config, block_shape(self.config, level, window), self._num_blocks - 1)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = value
+
+    def plan_length(self, num_bp: int) -> LengthPlan:
+        """What the model makes of `num_bp` bases; see `layers.hierarchical.plan_length`."""
+        return plan_length(num_bp, self.config.pool_sizes)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: StemCache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> HierarchicalModelOutput:
+        """Runs the network.
+
+        Args:
+            input_ids: (B, L) token ids, one per base.
+            attention_mask: (B, L), 1 = real; with a cache (B, past + L). Real positions are contiguous.
+            inputs_embeds: (B, L, E0) instead of `input_ids`.
+            past_key_values: cache of an earlier call (causal flat models).
+            use_cache: return a cache; only causal flat models have one.
+
+        Raises:
+            SequenceError: both or none of ids and embeddings, an empty sequence, a mask with holes.
+        """
+        demand_one_input(input_ids, inputs_embeds)
+        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = self._cache(past_key_values, use_cache)
+        mask = real_positions(attention_mask)
+        index = None
+        if mask is not None and self.config.num_levels and not bool(mask[:, 0].all()):
+            index = left_justify_index(mask)
+            x, mask = take_tokens(x, index), take_tokens(mask, index)
+        state, bins, bin_mask = self._run(x, mask, cache, bool(kwargs.get("output_attentions")))
+        if index is not None and self.config.use_decoder:
+            state = put_back(state, index)
+        return HierarchicalModelOutput(state, bins, bin_mask, past_key_values=cache)
+
+    def _cache(self, past: StemCache | None, use_cache: bool | None) -> StemCache | None:
+        if past is not None or not (use_cache and self.config.is_decoder and not self.config.num_levels):
+            return past
+        return None if self.training else StemCache()
+
+    def _run(
+        self, x: torch.Tensor, mask: torch.Tensor | None, cache: StemCache | None, attentions: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        length = x.shape[1]
+        padded = self.plan_length(length).padded_bp
+        if padded > length:
+            mask = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+            x, mask = (
+                nn.functional.pad(x, (0, 0, 0, padded - length)),
+                nn.functional.pad(mask, (0, padded - length)),
+            )
+        x = zero_padding(x, mask)
+        x = x if self.stem is None else self.stem(x, mask, cache)
+        masks, skips = [mask], []
+        for level, pool_size in enumerate(self.config.pool_sizes):
+            x = run_blocks(self.config, self.encoder[level], x, masks[-1], None, attentions)
+            skips.append(x)
+            real = as_mask(masks[-1], x)
+            masks.append(pool_mask(real, pool_size))
+            x = self.down[level](masked_mean_pool(x, real, pool_size))
+        x = self.tower_norm(run_blocks(self.config, self.tower, x, masks[-1], cache, attentions))
+        bins = zero_padding(x, masks[-1])
+        bin_mask = as_mask(masks[-1], bins)[:, -bins.shape[1] :]
+        if self.config.use_decoder and skips:
+            return self._decode(bins, skips, masks, attentions)[:, :length], bins, bin_mask
+        return bins, bins, bin_mask
+
+    def _decode(
+        self, y: torch.Tensor, skips: list[torch.Tensor], masks: list[torch.Tensor | None], attentions: bool
+    ) -> torch.Tensor:
+        for level in reversed(range(len(skips))):
+            coarse = unpool(self.up[level](y), self.config.pool_sizes[level], self.config.is_decoder)
+            y = run_blocks(self.config, self.decoder[level], skips[level] + coarse, masks[level], None, attentions)
+        return zero_padding(self.final_norm(y), masks[0])
+
+
+class _GeneSpliceLanguageModel(GeneSplicePreTrainedModel):
+    """Base model and a head whose matrix is the embedding."""
+
+    _tied_weights_keys = {"lm_head.weight": "genesplice.embeddings.weight"}
+
+    def __init__(self, config: GeneSpliceConfig) -> None:
+        config.validate()
+        _demand_base_states(config, type(self).__name__)
+        super().__init__(config)
+        self.genesplice = GeneSpliceModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+class GeneSpliceForMaskedLM(_GeneSpliceLanguageModel):
+    """Predicts masked bases."""
+
+    def __init__(self, config: GeneSpliceConfig) -> None:
+        if config.is_decoder:
+            raise ValueError("a causal config (`is_decoder=True`) has no masked LM; use GeneSpliceForCausalLM.")
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        loss_weight: torch.Tensor | None = None,
+        logits_positions: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """As `GeneSpliceModel.forward`, and:
+
+        Args:
+            labels: (B, L) true ids, -100 where nothing is asked.
+            loss_weight: (B, L) weight of each label.
+            logits_positions: (B, P) positions whose logits are wanted.
+
+        Returns:
+            `logits` (B, L, V), or (B, P, V) with `logits_positions`; in training with labels only the
+            labelled positions are computed and `logits` is (number of labels, V), in row order.
+        """
+        num_items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.genesplice(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+        state = outputs.last_hidden_state
+        if self.training and labels is not None:
+            labelled = labels != IGNORED
+            state, labels = state[labelled], labels[labelled]
+            loss_weight = None if loss_weight is None else loss_weight[labelled]
+        elif logits_positions is not None:
+            state = take_tokens(state, logits_positions)
+        logits = self.lm_head(state)
+        loss = None
+        if labels is not None:
+            loss = weighted_cross_entropy(logits, labels, loss_weight, num_items)
+        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+def _demand_base_states(config: GeneSpliceConfig, class_name: str) -> None:
+    if config.num_levels and not config.use_decoder:
+        raise ValueError(f"{class_name} needs one state per base; set `use_decoder=True`.")
+
+
+class GeneSpliceForCausalLM(_GeneSpliceLanguageModel, GenerationMixin):
+    """Predicts the next base; `generate()` continues a sequence."""
+
+    def __init__(self, config: GeneSpliceConfig) -> None:
+        if not config.is_decoder:
+            raise ValueError("GeneSpliceForCausalLM needs a causal config; set `is_decoder=True` in it.")
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        loss_weight: torch.Tensor | None = None,
+        past_key_values: StemCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As `GeneSpliceModel.forward`, and:
+
+        Args:
+            labels: (B, L) the ids themselves (shifted inside), -100 where nothing is asked.
+            loss_weight: (B, L) weight of each label.
+            logits_to_keep: compute only the last so many logits; 0 = all.
+        """
+        num_items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.genesplice(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            weight = None if loss_weight is None else shift_left(loss_weight, 0.0)
+            loss = weighted_cross_entropy(logits, shift_left(labels, IGNORED), weight, num_items)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GeneSpliceForSequenceClassification(GeneSplicePreTrainedModel):
+    """One class, value or label set per sequence, from pooled states (`config.classifier_pooling`)."""
+
+    def __init__(self, config: GeneSpliceConfig) -> None:
+        config.validate()
+        super().__init__(config)
+        self.genesplice = GeneSpliceModel(config)
+        self.reads_bins = config.classifier_pooling == "bin_mean" or not config.use_decoder
+        width = config.hidden_sizes[-1] if self.reads_bins else config.hidden_sizes[0]
+        self.classifier = SequenceClassificationHead(
+            width, config.num_labels, config.classifier_pooling, config.classifier_dropout
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """As `GeneSpliceModel.forward`; `labels` as `heads.sequence.sequence_loss` takes them, `logits` (B, C)."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.genesplice(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+        if self.reads_bins:
+            state, mask = outputs.bin_hidden_state, outputs.bin_mask
+        else:
+            state = outputs.last_hidden_state
+            mask = as_mask(None if attention_mask is None else attention_mask.bool(), state)
+        logits = self.classifier(state, mask)
+        loss = None
+        if labels is not None:
+            problem = infer_problem_type(self.config.problem_type, self.config.num_labels, labels)
+            loss = sequence_loss(logits, labels, problem, num_items)
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class GeneSpliceForTokenClassification(GeneSplicePreTrainedModel):
+    """One label per base."""
+
+    def __init__(self, config: GeneSpliceConfig) -> None:
+        config.validate()
+        _demand_base_states(config, type(self).__name__)
+        super().__init__(config)
+        self.genesplice = GeneSpliceModel(config)
+        self.classifier = TokenClassificationHead(config.hidden_size, config.num_labels, config.classifier_dropout)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """As `GeneSpliceModel.forward`; `labels` (B, L) class ids, -100 = ignored; `logits` (B, L, C)."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.genesplice(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+        logits = self.classifier(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = weighted_cross_entropy(logits, labels, num_items_in_batch=num_items)
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)

@@ -1,0 +1,84 @@
+"""One row per model: what the tests, the bundle and the README table need to know of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
+from genesplice_hf.models.genesplice.modeling_genesplice import (
+    GeneSpliceForCausalLM,
+    GeneSpliceForMaskedLM,
+    GeneSpliceForSequenceClassification,
+    GeneSpliceForTokenClassification,
+    GeneSpliceModel,
+)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the package.
+
+    Attributes:
+        model_type: the type in config.json.
+        config_class: its configuration.
+        auto_classes: name of a transformers Auto class -> our class.
+        tiny_config: makes a config that runs in milliseconds, for tests; takes fields to override.
+        tokenizer_module, tokenizer_class, tokenizer_kwargs: where its tokenizer lives and how it is made
+            (names, for models import no tokenization).
+        card: the model card in `model_cards/`.
+        causal_overrides: fields that turn the tiny config into one that the causal LM accepts.
+        reverse_complement: "equivariant" when the masked LM's logits of the reverse complement are its logits
+            read backwards with complementary bases exchanged, "none" when nothing is promised.
+    """
+
+    model_type: str
+    config_class: type[PreTrainedConfig]
+    auto_classes: dict[str, type[PreTrainedModel]]
+    tiny_config: Callable[..., PreTrainedConfig]
+    tokenizer_module: str
+    tokenizer_class: str
+    tokenizer_kwargs: dict[str, Any]
+    card: str
+    causal_overrides: dict[str, Any] = field(default_factory=dict)
+    reverse_complement: Literal["none", "equivariant"] = "none"
+
+
+def _tiny_genesplice(**overrides: Any) -> GeneSpliceConfig:
+    """A flat GeneSplice of two blocks with a window of 4 bases."""
+    fields: dict[str, Any] = {
+        "hidden_sizes": [32],
+        "pool_sizes": [],
+        "num_attention_heads": [2],
+        "head_dims": [16],
+        "intermediate_sizes": [48],
+        "num_encoder_layers": [],
+        "num_tower_layers": 2,
+        "num_decoder_layers": [],
+        "local_windows": [],
+        "tower_window": 4,
+        "tower_layer_types": ["sliding_attention", "full_attention"],
+    }
+    return GeneSpliceConfig(**(fields | overrides))
+
+
+REGISTRY: dict[str, ModelEntry] = {
+    "genesplice": ModelEntry(
+        model_type="genesplice",
+        config_class=GeneSpliceConfig,
+        auto_classes={
+            "AutoModel": GeneSpliceModel,
+            "AutoModelForMaskedLM": GeneSpliceForMaskedLM,
+            "AutoModelForCausalLM": GeneSpliceForCausalLM,
+            "AutoModelForSequenceClassification": GeneSpliceForSequenceClassification,
+            "AutoModelForTokenClassification": GeneSpliceForTokenClassification,
+        },
+        tiny_config=_tiny_genesplice,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="NucleotideTokenizer",
+        tokenizer_kwargs={"preset": "genesplice"},
+        card="genesplice-nano.md",
+        causal_overrides={"is_decoder": True},
+    ),
+}
