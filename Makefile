@@ -3,8 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Extra options for the torch install, e.g. the CPU wheel index on a machine without a GPU:
-#   make setup TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
+# Extra options for the torch install, e.g. an index of CPU wheels on a machine without a GPU.
 TORCH_OPTIONS ?=
 # Further pytest options: make test PYTEST_OPTIONS="tests/genome -x"
 PYTEST_OPTIONS ?=

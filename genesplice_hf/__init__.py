@@ -8,10 +8,13 @@ from genesplice_hf.adaptation.peft_targets import register_peft_targets
 from genesplice_hf.interpretation.pipelines import register_pipelines
 from genesplice_hf.models.registry import REGISTRY
 from genesplice_hf.tokenization.registration import register_tokenizer
-from genesplice_hf.tokenization.tokenization_nucleotide import NucleotideTokenizer
+from genesplice_hf.tokenization.tokenization_bpe import BPEDnaTokenizer
+from genesplice_hf.tokenization.tokenization_kmer import KmerTokenizer
+from genesplice_hf.tokenization.tokenization_nucleotide import MSATokenizer, NucleotideTokenizer
 from genesplice_hf.version import __version__ as __version__
 
-register_tokenizer(NucleotideTokenizer)
+for _tokenizer in (NucleotideTokenizer, KmerTokenizer, MSATokenizer, BPEDnaTokenizer):
+    register_tokenizer(_tokenizer)
 for _entry in REGISTRY.values():
     register_peft_targets(_entry.config_class)
 register_pipelines()

@@ -1,7 +1,8 @@
 """What the contract suite runs on: every head of every row of the registry, with a tiny model and a batch for it.
 
-A new model becomes one row of `REGISTRY` and is found here by itself. A new Auto class needs an entry in
-`LABELS`, `SHAPES` and nothing else; a check that a model cannot pass is named with its reason in `EXCEPTIONS`.
+A new model becomes one row of `REGISTRY` and is found here by itself; the rules of its config are shown to bite in
+`CONTRADICTIONS`. A new Auto class needs an entry in `LABELS` and `SHAPES`. A check that a model cannot pass is named
+with its reason in `EXCEPTIONS`.
 
 Shapes: B batch, L tokens, E hidden size, V vocabulary, C labels.
 """
@@ -38,6 +39,22 @@ LENGTHS_BP = (17, 3, 11, 14)
 
 # (row, check) or (row/AutoClass, check) -> why the check does not apply; the check is the test's name.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
+
+# Per row: fields that contradict each other on top of the tiny config, and a word of the advice.
+CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "genesplice": [
+        ({"hidden_sizes": [32, 32]}, "hidden_sizes"),
+        ({"local_windows": [4]}, "local_windows"),
+        ({"num_attention_heads": [3], "num_key_value_heads": [2]}, "num_key_value_heads"),
+        ({"head_dims": [15]}, "head_dims"),
+        ({"tower_window": None}, "tower_window"),
+        ({"tower_window": 0}, "at least 1 token"),
+        ({"tower_layer_types": ["full_attention"]}, "tower_layer_types"),
+        ({"complement_map": [*range(1, 16), 0]}, "complement_map"),
+        ({"vocab_size": 12, "complement_map": list(range(16))}, "complement_map"),
+        ({"stem_kernel_size": 4}, "stem_kernel_size"),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -78,13 +95,13 @@ class Case:
 
     def batch(self, lengths_bp: tuple[int, ...] = LENGTHS_BP, labels: bool = False) -> Batch:
         """A right-padded batch of random bases."""
-        batch = padded([self.ids(length, seed) for seed, length in enumerate(lengths_bp)], pad_id(self.entry))
+        batch = padded([self.ids(length, seed) for seed, length in enumerate(lengths_bp)], pad_id(self.row))
         return batch | {"labels": LABELS[self.auto_class](batch)} if labels and self.has_loss else batch
 
     def ids(self, length_bp: int, seed: int = 0) -> torch.Tensor:
         """(L,) token ids of a random sequence."""
         sequence = "".join(random.Random(seed).choices("ACGT", k=length_bp))
-        return torch.tensor(tokenizer_of(self.entry)([sequence])["input_ids"][0])
+        return torch.tensor(tokenizer_of(self.row)([sequence])["input_ids"][0])
 
 
 CASES = [Case(row, auto_class) for row, entry in REGISTRY.items() for auto_class in entry.auto_classes]
@@ -92,7 +109,10 @@ CASES = [Case(row, auto_class) for row, entry in REGISTRY.items() for auto_class
 
 def cases(check: str, only: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
     """`@cases("test_name")` runs the test on every case that `only` accepts, exceptions skipped with their reason."""
-    return pytest.mark.parametrize("case", [_marked(case, case.name, check) for case in CASES if only(case)])
+    return pytest.mark.parametrize(
+        "case",
+        [pytest.param(case, id=case.name, marks=_marks(check, case.row, case.name)) for case in CASES if only(case)],
+    )
 
 
 def rows(check: str) -> pytest.MarkDecorator:
@@ -102,22 +122,18 @@ def rows(check: str) -> pytest.MarkDecorator:
     )
 
 
-def _marked(case: Case, name: str, check: str) -> Any:
-    return pytest.param(case, id=name, marks=_marks(check, case.row, case.name))
-
-
 def _marks(check: str, *names: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.skip(reason=EXCEPTIONS[name, check]) for name in names if (name, check) in EXCEPTIONS]
 
 
 @cache
-def tokenizer_of(entry_or_row: str | ModelEntry) -> PreTrainedTokenizerBase:
-    entry = entry_or_row if isinstance(entry_or_row, ModelEntry) else REGISTRY[entry_or_row]
+def tokenizer_of(row: str) -> PreTrainedTokenizerBase:
+    entry = REGISTRY[row]
     return getattr(import_module(entry.tokenizer_module), entry.tokenizer_class)(**entry.tokenizer_kwargs)
 
 
-def pad_id(entry: ModelEntry) -> int:
-    return tokenizer_of(entry.model_type).pad_token_id
+def pad_id(row: str) -> int:
+    return tokenizer_of(row).pad_token_id
 
 
 def padded(rows_of_ids: list[torch.Tensor], pad: int, left: int | None = 0, extra: int = 0) -> Batch:
@@ -182,7 +198,7 @@ def objective(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     if "labels" in batch:
         return outputs.loss
     weight = torch.randn(outputs[0].shape[-1], generator=torch.Generator().manual_seed(0))
-    return (outputs[0] @ weight).tanh().mean()
+    return (outputs[0] @ weight.to(outputs[0].dtype)).tanh().mean()
 
 
 def gradients(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:

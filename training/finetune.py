@@ -181,7 +181,8 @@ def method_options(method: MethodSettings) -> dict[str, Any]:
     """The fields of `method` that the chosen method takes, under PEFT's names."""
     if method.method != "lora":
         return {}
-    return {"r": method.lora_rank, "lora_alpha": method.lora_alpha, "lora_dropout": method.lora_dropout}
+    options = {"r": method.lora_rank, "lora_alpha": method.lora_alpha, "lora_dropout": method.lora_dropout}
+    return options | ({"target_modules": method.lora_targets} if method.lora_targets else {})
 
 
 def training_arguments(plan: Plan, seed: int, folder: Path) -> TrainingArguments:

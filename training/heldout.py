@@ -42,7 +42,7 @@ def measure_heldout(
     The model's probabilities are renormalised over A, C, G, T, as the chains' are. A masked model is asked for
     bases chosen and corrupted with a fixed seed by the training collator; a causal one for all but the first.
     """
-    step = max(1, settings_overlap(corpus.train))
+    step = settings_overlap(corpus.train)
     sequences = [row["sequence"] for row in corpus.train.select(range(0, len(corpus.train), step))]
     chains = {order: MarkovChain(order).fit(sequences) for order in range(max(MARKOV_ORDERS) + 1)}
     return {
@@ -55,7 +55,9 @@ def settings_overlap(train: Dataset) -> int:
     if len(train) < 2:
         return 1
     first, second = train[0], train[1]
-    return (first["end"] - first["start"]) // max(1, second["start"] - first["start"])
+    if first["chrom"] != second["chrom"] or second["start"] <= first["start"]:
+        return 1
+    return max(1, (first["end"] - first["start"]) // (second["start"] - first["start"]))
 
 
 def _measure(

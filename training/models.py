@@ -48,7 +48,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 def load_classifier(settings: ModelSettings, task: Task, seed: int) -> PreTrainedModel:
     """The model with a fresh head for `task`; head, and with `random_weights` everything, drawn from `seed`."""
-    shape = {"num_labels": task.num_labels, "problem_type": task.problem_type}
+    shape = {"num_labels": task.num_labels, "problem_type": task.problem_type, **settings.model_options}
     set_seed(seed)
     return _load(AutoModelForSequenceClassification, settings, shape)
 
@@ -123,8 +123,11 @@ def predict_logits(model: PreTrainedModel, tokens: Tokens, batch_size: int, bf16
 def _load(auto_class, settings: ModelSettings, shape: dict) -> PreTrainedModel:
     source = resolve_model(settings.model)
     options = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    attention = {"attn_implementation": settings.attn_implementation}
     if settings.random_weights:
         config = AutoConfig.from_pretrained(source, **options, **shape)
-        return auto_class.from_config(config, trust_remote_code=settings.trust_remote_code)
-    # Small batches and adapters need the precision; a GPU run casts by autocast.
-    return auto_class.from_pretrained(source, dtype=torch.float32, **options, **shape)
+        return auto_class.from_config(
+            config, dtype=torch.float32, trust_remote_code=settings.trust_remote_code, **attention
+        )
+    # Small batches and adapters need the precision; training casts by autocast.
+    return auto_class.from_pretrained(source, dtype=torch.float32, **options, **attention, **shape)

@@ -137,6 +137,8 @@ def pretrain(
     seconds = time.perf_counter() - start
     if not is_main_process():
         return {}
+    # Without the mixed precision of training, so that whoever loads the file measures the same.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     save_model(model, tokenizer, folder / "model")
     report = {
         "held_out": measure_heldout(model, tokenizer, corpus, model_settings, settings.seed),
@@ -163,19 +165,20 @@ def build_corpus(settings: CorpusSettings) -> Corpus:
         raise DataError("`genomes` must name at least one FASTA file; give it in the config or by `--genomes`.")
     train: list[Dataset] = []
     held_out: dict[str, list[dict[str, Any]]] = {}
-    wanted = set(settings.held_out)
+    missing = set(settings.held_out)
     for name in settings.genomes:
         genome = Genome(Path(settings.data_dir) / name)
-        regions = {text: region for text in wanted if (region := region_of(genome, text)) is not None}
-        wanted -= set(regions)
+        # Every genome that has the region keeps it out, or two files of one genome would leak into each other.
+        regions = {text: region for text in settings.held_out if (region := region_of(genome, text)) is not None}
+        missing -= set(regions)
         label = name.split(".")[0]
         cut = {"window_bp": settings.window_bp, "max_n_fraction": 0.1, "last": "drop", "name": label}
         if set(regions) < set(genome.contigs) or any(text not in genome.contigs for text in regions):
             train.append(windows_dataset(genome, step_bp=settings.step_bp, exclude=list(regions.values()), **cut))
         for region in regions.values():
             held_out.setdefault(label, []).extend(windows_dataset(genome, regions=[region], **cut))
-    if wanted:
-        raise DataError(f"`held_out` names {sorted(wanted)}, which no genome in `genomes` has; correct the names.")
+    if missing:
+        raise DataError(f"`held_out` names {sorted(missing)}, which no genome in `genomes` has; correct the names.")
     if not train:
         raise DataError("`held_out` names every contig of `genomes`; leave some to train on.")
     return Corpus(concatenate_datasets(train), {label: thin(rows, settings) for label, rows in held_out.items()})

@@ -37,7 +37,7 @@ def weighted_cross_entropy(
         weight = weight * loss_weight.reshape(-1).to(weight)
     total = (losses * weight).sum()
     if num_items_in_batch is not None:
-        return total / num_items_in_batch
+        return total / torch.as_tensor(num_items_in_batch).clamp(min=1)
     return total / weight.sum().clamp(min=torch.finfo(working).tiny)
 
 

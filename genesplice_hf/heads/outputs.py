@@ -19,7 +19,8 @@ class HierarchicalModelOutput(ModelOutput):
         bin_hidden_state: (B, M, En) after the tower, left-justified: bin 0 starts at the first real base.
         bin_mask: (B, M) bool, True for bins with a real base.
         past_key_values: cache of a causal flat model when `use_cache`.
-        hidden_states: input of every block in order, then the final state; sizes differ by level.
+        hidden_states: input of the first block, output of every block but the last in the order in which they run,
+            then `last_hidden_state`; sizes differ by level.
         attentions: weights of every block, eager only.
     """
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from genesplice_hf.heads.losses import weighted_cross_entropy
 from genesplice_hf.heads.pooling import AttentionPooling, masked_max, masked_mean
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
@@ -54,13 +55,13 @@ def sequence_loss(
     """Mean squared error, cross entropy or binary cross entropy, by `problem_type`.
 
     Args:
-        logits_BC: (B, C). labels: (B,) class ids, (B,) or (B, C) values, or (B, C) zeros and ones.
+        logits_BC: (B, C). labels: (B,) class ids, -100 = ignored, (B,) or (B, C) values, or (B, C) zeros and ones.
         num_items_in_batch: labels of the whole optimiser step; None = mean over the labels of this batch.
     """
     logits_BC = logits_BC.float()
     if problem_type == "single_label_classification":
-        losses = nn.functional.cross_entropy(logits_BC, labels.view(-1), reduction="none")
-    elif problem_type == "regression":
+        return weighted_cross_entropy(logits_BC, labels, num_items_in_batch=num_items_in_batch)
+    if problem_type == "regression":
         losses = (logits_BC - labels.view_as(logits_BC).float()).square()
     else:
         targets = labels.view_as(logits_BC).float()

@@ -28,6 +28,8 @@ AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 # Blocks are processed in groups of at most this many queries, which bounds the copies of keys and values.
 MAX_GROUP_TOKENS = 65_536
+# Up to so many windows, one call with an (L, L) mask costs less than cutting blocks; memory stays O(L w).
+MAX_DENSE_WINDOWS = 8
 
 
 def eager_attention(
@@ -147,7 +149,7 @@ def window_attention(
         function = ALL_ATTENTION_FUNCTIONS["sdpa"]
     attend = partial(_attend, function, module, scaling, dropout)
     num_queries, num_keys = query.shape[2], key.shape[2]
-    if output_attentions or num_queries != num_keys or num_keys <= 3 * window:
+    if output_attentions or num_queries != num_keys or num_keys <= MAX_DENSE_WINDOWS * window:
         build = causal_mask if module.is_causal else band_mask
         band = build(num_queries, num_keys, query.device, window=window)
         return attend(query, key, value, band, key_mask)

@@ -79,7 +79,7 @@ def _refuse_misfits(model: PreTrainedModel, info: dict, allow_head_shapes: bool,
 
 def _unexcused(model: PreTrainedModel, keys: set[str], own: bool) -> list[str]:
     """The keys that are not an excusable head: outside the base model, of another class, and whole."""
-    if not _saved_by_other_class(model):
+    if not _saved_by_other_class(model) or (not own and _saved_by_base(model)):
         return sorted(keys)
     bad = {key for key in keys if _in_base(model, key)}
     partial_head = own and bool(keys - bad) and not _head_keys(model) <= keys
@@ -95,12 +95,20 @@ def _saved_by_other_class(model: PreTrainedModel) -> bool:
     return type(model).__name__ not in (model.config.architectures or [])
 
 
+def _saved_by_base(model: PreTrainedModel) -> bool:
+    """The base model has no head that could be left over."""
+    base = getattr(model, model.base_model_prefix, model)
+    return type(base).__name__ in (model.config.architectures or [])
+
+
 def _in_base(model: PreTrainedModel, key: str) -> bool:
-    """Whether a key belongs to the base model; in the base model's own keys the prefix may be absent."""
-    prefix = model.base_model_prefix + "."
-    if hasattr(model, model.base_model_prefix):
-        return key.startswith(prefix)
-    return key.startswith(prefix) or key.split(".")[0] in dict(model.named_children())
+    """Whether a key belongs to the base model; a base model's own file has no prefix before its keys."""
+    first = key.split(".")[0]
+    if first == model.base_model_prefix:
+        return True
+    base = getattr(model, model.base_model_prefix, model)
+    # `hasattr`, for a part that this config leaves out (an empty list of blocks, None) is the base's as well.
+    return hasattr(base, first) and (base is model or not hasattr(model, first))
 
 
 def _shorten(keys: list[str]) -> str:

@@ -116,6 +116,7 @@ class WindowedAttention(nn.Module):
         self.k_proj = nn.Linear(shape.hidden_size, key_width, bias=False)
         self.v_proj = nn.Linear(shape.hidden_size, key_width, bias=False)
         self.o_proj = nn.Linear(query_width, shape.hidden_size, bias=False)
+        self.o_proj.feeds_residual = True  # initialised smaller
         self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
 

@@ -45,9 +45,7 @@ class AlignmentMixin:
         _prefix_ids: list[int]
         _suffix_ids: list[int]
 
-    def token_of_base(
-        self, base: int, offsets: Any = None, n_bases: int | None = None
-    ) -> int | tuple[int, int]:
+    def token_of_base(self, base: int, offsets: Any = None, n_bases: int | None = None) -> int | tuple[int, int]:
         """Returns the token that covers `base`, as an index into `input_ids`.
 
         Args:
@@ -179,4 +177,3 @@ class AlignmentMixin:
             return min(base, self.k - 1)
         whole = (window - phase) // self.k * self.k
         return (base - phase) % self.k if 0 <= base - phase < whole else 0
-

@@ -62,8 +62,8 @@ class DnaTokenizer(FramingMixin, AlignmentMixin, PreTrainedTokenizer):
         """Sets `vocabulary`, `preset` and `vocab_source`, and returns the facts that go with them."""
         self.vocab_source, listed = read_vocabulary(vocab_file, tokenizer_file)
         if listed is None:
-            self.preset = preset
-            facts = get_preset(preset, self.preset_names) if preset else Preset(default, 1, roles_in(default))
+            listed, self.preset = default, preset
+            facts = Preset(default, 1, roles_in(default)) if default else get_preset(str(preset), self.preset_names)
         elif preset:
             self.preset, facts = preset, get_preset(preset, self.preset_names)
             self._check_listed(listed, facts.vocabulary)
@@ -138,7 +138,6 @@ class DnaTokenizer(FramingMixin, AlignmentMixin, PreTrainedTokenizer):
         if found is None:
             found = self.vocabulary.id_of(letter.lower())
         return default if found is None else found
-
 
     @property
     def vocab_size(self) -> int:
@@ -237,7 +236,7 @@ class DnaTokenizer(FramingMixin, AlignmentMixin, PreTrainedTokenizer):
 
     def _cut(self, strategy: Any, max_length: int | None, stride: int, overflow: bool, template: Template) -> Cut:
         name = getattr(strategy, "value", strategy)
-        if name == "do_not_truncate":
+        if name == "do_not_truncate" or max_length is None:
             return Cut()
         if self.max_piece is not None:
             raise SequenceError("`truncation` and `max_piece` exclude each other: pieces keep every token of a row.")

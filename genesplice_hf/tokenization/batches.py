@@ -60,7 +60,7 @@ class Tokens:
     """The tokens of a batch, without special tokens, one sequence after the other.
 
     Attributes:
-        ids: (T,) int64.
+        ids: (T,) whole numbers, of a narrow type where the vocabulary is small.
         counts: (R,) tokens of each sequence.
         width: tokens of every sequence if that is one number, else None.
         spans: gives (starts, ends), each (T,): the half-open base interval of every token in its sequence.

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from genesplice_hf.tokenization.spans import span_mask
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -62,13 +64,13 @@ class BlockCanvas:
         """(R,) the sequence of every row: its own."""
         return np.arange(self.shape[0])
 
-    def paint(self, values: np.ndarray, fill: Any) -> np.ndarray:
+    def paint(self, values: np.ndarray, fill: Any, dtype: Any = None) -> np.ndarray:
         """Returns (R, W, ...): `values` of the tokens in their places, `fill` everywhere else."""
         first = self.start + len(self.prefix)
-        tail = values.shape[1:]
+        tail, dtype = values.shape[1:], dtype or values.dtype
         if self.count == self.shape[1]:
-            return values.reshape(*self.shape, *tail)
-        out = np.empty((*self.shape, *tail), dtype=values.dtype)
+            return values.reshape(*self.shape, *tail).astype(dtype, copy=False)
+        out = np.empty((*self.shape, *tail), dtype=dtype)
         out[:, :first] = fill
         out[:, first + self.count :] = fill
         out[:, first : first + self.count] = values.reshape(self.shape[0], self.count, *tail)
@@ -79,8 +81,8 @@ class BlockCanvas:
         return self.content < self.shape[1]
 
     def ids(self, values: np.ndarray, pad: int) -> np.ndarray:
-        """Returns (R, W) ids with special tokens and pads."""
-        out = self.paint(values, pad)
+        """Returns (R, W) int64 ids with special tokens and pads."""
+        out = self.paint(values, pad, np.int64)
         for offset, special in enumerate(self.prefix):
             out[:, self.start + offset] = special
         for offset, special in enumerate(self.suffix, start=self.start + self.content - len(self.suffix)):
@@ -117,15 +119,10 @@ class RaggedCanvas:
         self.base = np.cumsum(width) - width
         self.start = self.base + (width - plan.length if left else 0)
         self.cells = int(width.sum())
-        self._target, self._source = self._routes(plan.segments)
         self._special_cells = self.start[plan.specials.row] + plan.specials.column
-
-    def _routes(self, segments: Segments) -> tuple[np.ndarray, np.ndarray]:
-        total = int(segments.count.sum())
-        skipped = np.cumsum(segments.count) - segments.count
-        within = np.arange(total)
-        target = within + np.repeat(self.start[segments.row] + segments.column - skipped, segments.count)
-        return target, within + np.repeat(segments.token - skipped, segments.count)
+        parts = plan.segments
+        cell = self.start[parts.row] + parts.column
+        self._moves = list(zip(cell.tolist(), parts.token.tolist(), parts.count.tolist(), strict=True))
 
     def finish(self, flat: np.ndarray) -> np.ndarray:
         """Folds cells to (R, W, ...) where all rows are equally wide."""
@@ -134,10 +131,12 @@ class RaggedCanvas:
         width = int(self.width[0]) if self.width.size else 0
         return flat.reshape(self.width.size, width, *flat.shape[1:])
 
-    def paint(self, values: np.ndarray, fill: Any) -> np.ndarray:
+    def paint(self, values: np.ndarray, fill: Any, dtype: Any = None) -> np.ndarray:
         """Returns the token `values` in their cells, `fill` everywhere else."""
-        flat = np.full((self.cells, *values.shape[1:]), fill, dtype=values.dtype)
-        flat[self._target] = values[self._source]
+        flat = np.full((self.cells, *values.shape[1:]), fill, dtype=dtype or values.dtype)
+        # Slices, not index arrays: those would need eight bytes per token and widen narrow values first.
+        for cell, token, count in self._moves:
+            flat[cell : cell + count] = values[token : token + count]
         return self.finish(flat)
 
     def needs_pads(self) -> bool:
@@ -145,22 +144,21 @@ class RaggedCanvas:
         return bool((self.width > self.plan.length).any())
 
     def ids(self, values: np.ndarray, pad: int) -> np.ndarray:
-        """Returns ids with special tokens and pads."""
-        out = self.paint(values, pad)
+        """Returns int64 ids with special tokens and pads."""
+        out = self.paint(values, pad, np.int64)
         out.reshape(-1)[self._special_cells] = self.plan.specials.ids
         return out
 
     def attention_mask(self) -> np.ndarray:
         """Returns int64: 1 for tokens and special tokens, 0 for pads."""
-        mask = np.zeros(self.cells, dtype=np.int64)
-        mask[self._target] = 1
-        mask[self._special_cells] = 1
-        return self.finish(mask)
+        return self.finish(span_mask(self.cells, self.start, self.start + self.plan.length).astype(np.int64))
 
     def token_types(self) -> np.ndarray:
         """Returns int64: 1 for the second member of a pair and the separator after it, 0 elsewhere."""
         types = np.zeros(self.cells, dtype=np.int64)
-        types[self._target] = np.repeat(self.plan.segments.kind, self.plan.segments.count)
+        for (cell, _, count), kind in zip(self._moves, self.plan.segments.kind.tolist(), strict=True):
+            if kind:
+                types[cell : cell + count] = kind
         types[self._special_cells] = self.plan.specials.kind
         return self.finish(types)
 

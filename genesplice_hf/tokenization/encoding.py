@@ -60,7 +60,7 @@ def add_bookkeeping(
     encoding: BatchEncoding, canvas: Canvas, batch: Batch, overflow: bool, length: bool, tensors: Any
 ) -> None:
     """Adds `overflow_to_sample_mapping` and `length` where they were asked for."""
-    extra: dict[str, list[int]] = {}
+    extra: dict[str, Any] = {}
     if overflow:
         extra["overflow_to_sample_mapping"] = canvas.sample.tolist()
     if length:

@@ -1,18 +1,15 @@
 """Reads vocab.txt and tokenizer.json, and writes the files of a saved tokenizer.
 
 The written tokenizer.json is plain Rust (`tokenizers`): a WordLevel model behind a Split on a regular expression,
-so that `AutoTokenizer` without this package gives the same ids.
+so that `AutoTokenizer` without this package gives the same ids. `tokenizer` is a `DnaTokenizer` everywhere.
 """
 
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genesplice_hf.tokenization.vocabularies import Vocabulary, vocabulary_from_tokens
-
-if TYPE_CHECKING:
-    from genesplice_hf.tokenization.base import DnaTokenizer
 
 _AMBIGUOUS = "RYSWKMBDHV"
 
@@ -31,7 +28,7 @@ def read_vocabulary(vocab_file: str | None, tokenizer_file: str | None) -> tuple
 
 
 def write_tokenizer_files(
-    tokenizer: "DnaTokenizer", save_directory: str | os.PathLike, filename_prefix: str | None
+    tokenizer: Any, save_directory: str | os.PathLike, filename_prefix: str | None
 ) -> tuple[str, ...]:
     """Writes vocab.txt, special_tokens_map.json and tokenizer.json (where expressible); returns their paths."""
     folder, prefix = Path(save_directory), f"{filename_prefix}-" if filename_prefix else ""
@@ -46,7 +43,7 @@ def write_tokenizer_files(
     return tuple(str(path) for path in written)
 
 
-def rust_tokenizer(tokenizer: "DnaTokenizer") -> dict[str, Any] | None:
+def rust_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
     """Describes `tokenizer` in the format of tokenizer.json, or returns None when Rust cannot express it."""
     pattern = tokenizer.rust_pattern()
     if pattern is None:
@@ -77,7 +74,7 @@ def _added(index: int, token: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _normalizer(tokenizer: "DnaTokenizer") -> dict[str, Any] | None:
+def _normalizer(tokenizer: Any) -> dict[str, Any] | None:
     lower_tokens, folds = tokenizer.vocabulary.id_of("a") is not None, tokenizer.lowercase in ("upper", "keep")
     steps: list[tuple[dict[str, str], str]] = []
     if tokenizer.rna == "U->T":
@@ -92,7 +89,7 @@ def _normalizer(tokenizer: "DnaTokenizer") -> dict[str, Any] | None:
     return {"type": "Sequence", "normalizers": replacements} if replacements else None
 
 
-def _template(tokenizer: "DnaTokenizer") -> dict[str, Any] | None:
+def _template(tokenizer: Any) -> dict[str, Any] | None:
     specials = [*tokenizer.add_prefix, *tokenizer.add_suffix]
     if not specials:
         return None

@@ -55,11 +55,14 @@ def kmers_at(bases: np.ndarray, starts: np.ndarray, k: int) -> np.ndarray:
     return codes
 
 
-def touches(marked: np.ndarray, starts: np.ndarray, k: int) -> np.ndarray:
-    """Returns (M,) bool: whether the window of k bases from `starts` holds a true entry of `marked`."""
-    before = np.zeros(marked.size + 1, dtype=np.int32)
-    np.cumsum(marked, out=before[1:])
-    return before[starts + k] != before[starts]
+def touches(marked: np.ndarray, k: int) -> np.ndarray:
+    """Returns (N-k+1,) bool: whether the window of k bases from each position holds a true entry, for N >= k."""
+    if k == 1:
+        return marked
+    half = k // 2
+    shorter = touches(marked, half)
+    found = shorter[: shorter.size - half] | shorter[half:]
+    return found[:-1] | marked[k - 1 :] if k % 2 else found
 
 
 def complement_codes(k: int, alphabet: str) -> np.ndarray:

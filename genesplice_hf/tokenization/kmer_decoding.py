@@ -1,13 +1,10 @@
-"""Turns k-mer ids back into bases. T tokens, k bases per k-mer."""
+"""Turns k-mer ids back into bases. T tokens, k bases per k-mer; `tokenizer` is a `KmerTokenizer`."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from genesplice_hf.tokenization.vocabularies import Vocabulary
-
-if TYPE_CHECKING:
-    from genesplice_hf.tokenization.tokenization_kmer import KmerTokenizer
 
 _NOTHING, _HIDDEN_KMER, _HIDDEN_BASE, _LETTER, _KMER = range(5)
 
@@ -21,7 +18,7 @@ class KmerDecoder:
         letters: (tokens, k) uint8, the letters; only the first counts for single letters.
     """
 
-    def __init__(self, tokenizer: "KmerTokenizer"):
+    def __init__(self, tokenizer: Any):
         vocabulary: Vocabulary = tokenizer.vocabulary
         self.k, self.overlapping = tokenizer.k, tokenizer.stride < tokenizer.k
         self.separator, self.start = tokenizer.sep_token_id, tokenizer.cls_token_id
@@ -34,7 +31,7 @@ class KmerDecoder:
         self.letters = alphabet[np.maximum(codes, 0)[:, None] >> shifts & 3]
         self._set_singles(vocabulary, tokenizer)
 
-    def _set_singles(self, vocabulary: Vocabulary, tokenizer: "KmerTokenizer") -> None:
+    def _set_singles(self, vocabulary: Vocabulary, tokenizer: Any) -> None:
         for token, index in vocabulary.named().items():
             if len(token) == 1:
                 self.kind[index] = _LETTER

@@ -1,7 +1,7 @@
-"""Cuts sequences into k-mers and leftover tokens where N, special tokens or uneven lengths break the pattern.
+"""Says what begins at every base when N, special tokens or uneven lengths break the pattern of k-mers.
 
-A run is a stretch without a break. Every run becomes `phase` single bases, whole k-mers, and a tail; the arrays of
-all runs are expanded to tokens at once. R sequences, U runs, T tokens.
+A run is a stretch without a break. Every run becomes `phase` single bases, whole k-mers, and a tail. One byte per
+base (its role) carries the plan, so memory stays small whatever the input. R sequences, U runs, n bases.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ import numpy as np
 
 from genesplice_hf.errors import SequenceError
 from genesplice_hf.tokenization.batches import Batch
-from genesplice_hf.tokenization.special_text import CODE_N, CODE_SKIP, CODE_SPECIAL, FIRST_MARK
+from genesplice_hf.tokenization.spans import span_mask
+from genesplice_hf.tokenization.special_text import CODE_N, CODE_SKIP, FIRST_MARK
 
-BY_LETTER, KMER, UNKNOWN_TOKEN, N_TOKEN = 0, 1, 2, 3
+BY_LETTER, KMER, UNKNOWN_BASE, UNKNOWN_TAIL, N_TOKEN, NOTHING = range(6)
 
 
 @dataclass(frozen=True)
@@ -29,127 +30,122 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class TokenPlan:
-    """Tokens of a batch: first base in the buffer, size in bases, how the id is found; and tokens per sequence."""
+class Roles:
+    """The plan of a batch.
 
-    start: np.ndarray
-    size: np.ndarray
+    Attributes:
+        role: (n,) uint8: what token begins at a base (by its letter, a k-mer, ...), NOTHING inside tokens.
+        tail_start, tail_size: first base and size of the tails that are one unknown token.
+    """
+
     role: np.ndarray
-    counts: np.ndarray
+    tail_start: np.ndarray
+    tail_size: np.ndarray
+
+    def counts(self, batch: Batch) -> np.ndarray:
+        """Returns (R,) tokens per sequence."""
+        # One call per sequence: a reduction over all at once would widen every base to eight bytes first.
+        begins = self.role != NOTHING
+        ends = np.cumsum(batch.lengths).tolist()
+        pieces = (begins[end - n : end] for end, n in zip(ends, batch.lengths.tolist(), strict=True))
+        return np.fromiter(map(np.count_nonzero, pieces), dtype=np.int64, count=len(ends))
+
+    def spans(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns first base and size of every token."""
+        starts = np.flatnonzero(self.role != NOTHING)
+        sizes = np.array([1, k, 1, 1, k])[self.role[starts]]
+        sizes[np.searchsorted(starts, self.tail_start)] = self.tail_size
+        return starts, sizes
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Runs in buffer order: first base, length, and whether the run is made of bases; each (U,)."""
-
-    start: np.ndarray
-    length: np.ndarray
-    code: np.ndarray
-    is_base: np.ndarray
-
-
-def plan_runs(codes: np.ndarray, batch: Batch, scheme: Scheme) -> TokenPlan:
-    """Returns the tokens of every sequence.
+def plan_roles(codes: np.ndarray, batch: Batch, scheme: Scheme) -> Roles:
+    """Returns what token begins at every base.
 
     Args:
-        codes: (bases of the batch,) 0..3 bases, 4 N, 5 unknown letter, or marks of special text.
+        codes: (n,) 0..3 bases, 4 N, 5 unknown letter, or marks of special text.
         batch: where sequences begin and end.
         scheme: the rules.
 
     Raises:
         SequenceError: `short="error"` and a run shorter than k.
     """
-    runs = _find_runs(codes, batch, scheme)
-    phase = _phases(runs, batch, scheme)
-    kmers, left = _whole_kmers(runs, phase, scheme)
-    tail, tail_size, tail_role = _tails(runs, left, scheme, batch)
-    is_n_run = ~runs.is_base & (runs.code == CODE_N)
-    total = phase + kmers + tail
-    run = np.repeat(np.arange(total.size), total)
-    first = np.cumsum(total) - total
-    nth = np.arange(run.size) - first[run]
-    after = nth - phase[run]
-    in_kmers = (after >= 0) & (after < kmers[run])
-    in_tail = after >= kmers[run]
-    step = np.where(runs.is_base, scheme.stride, scheme.k)[run]
-    within = np.where(in_kmers, phase[run] + after * step, nth)
-    past = phase[run] + (kmers[run] * step) + (after - kmers[run]) * tail_size[run]
-    within = np.where(in_tail, past, within)
-    size = np.where(in_kmers, scheme.k, np.where(in_tail, tail_size[run], 1))
-    role = np.where(in_kmers, np.where(is_n_run, N_TOKEN, KMER)[run], np.where(in_tail, tail_role[run], BY_LETTER))
-    return TokenPlan(runs.start[run] + within, size, role.astype(np.uint8), _per_sequence(runs, total, batch))
+    role = np.full(codes.size, BY_LETTER, dtype=np.uint8)
+    role[codes == CODE_SKIP] = NOTHING
+    in_run = codes < (CODE_N if scheme.kmer_with_n == "restart" else FIRST_MARK)
+    start, end = _runs(in_run, batch)
+    first = start + _phases(start, end, batch, scheme)
+    tails = _fill(role, first, end, start, scheme, batch)
+    if scheme.collapse_n == "kmer" and scheme.kmer_with_n == "restart":
+        n_start, n_end = _runs(codes == CODE_N, batch)
+        _mark_kmers(role, n_start, (n_end - n_start) // scheme.k, scheme.k, N_TOKEN)
+    return Roles(role, *tails)
 
 
-def _find_runs(codes: np.ndarray, batch: Batch, scheme: Scheme) -> Runs:
-    threshold = CODE_N if scheme.kmer_with_n == "restart" else FIRST_MARK
-    breaks = np.flatnonzero(codes >= threshold)
-    sequence_starts = batch.starts[batch.lengths > 0]
-    start = np.unique(np.concatenate([sequence_starts, breaks, breaks + 1]))
-    start = start[start < codes.size]
-    if scheme.collapse_n == "kmer" and threshold == CODE_N:
-        inside = (codes[start] == CODE_N) & (codes[start - 1] == CODE_N) & ~np.isin(start, sequence_starts)
-        start = start[~inside]
-    length = np.diff(np.append(start, codes.size))
-    code = codes[start]
-    return Runs(start, length, code, code < threshold)
+def _runs(in_run: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Returns first base and end of every maximal stretch of true within one sequence, (U,) each."""
+    edge = np.zeros(in_run.size + 1, dtype=np.bool_)
+    edge[batch.starts] = edge[-1] = True
+    edge[:-1] |= ~in_run
+    edge[1:] |= ~in_run
+    return np.flatnonzero(in_run & edge[:-1]), np.flatnonzero(in_run & edge[1:]) + 1
 
 
-def _phases(runs: Runs, batch: Batch, scheme: Scheme) -> np.ndarray:
-    phase = np.zeros_like(runs.start)
+def _phases(start: np.ndarray, end: np.ndarray, batch: Batch, scheme: Scheme) -> np.ndarray:
+    """Returns the single bases that come before the first k-mer: `phase` in the first run of every sequence."""
+    phase = np.zeros_like(start)
     if scheme.phase:
-        base_runs = np.flatnonzero(runs.is_base)
-        row = np.searchsorted(np.cumsum(batch.lengths), runs.start[base_runs], side="right")
-        first = base_runs[np.unique(row, return_index=True)[1]]
-        phase[first] = np.minimum(scheme.phase, runs.length[first])
+        row = np.searchsorted(np.cumsum(batch.lengths), start, side="right")
+        first = np.unique(row, return_index=True)[1]
+        phase[first] = np.minimum(scheme.phase, (end - start)[first])
     return phase
 
 
-def _whole_kmers(runs: Runs, phase: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the number of k-mers of every run and the bases that they leave over."""
-    rest = runs.length - phase
+def _fill(
+    role: np.ndarray, first: np.ndarray, end: np.ndarray, start: np.ndarray, scheme: Scheme, batch: Batch
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes k-mers and tails of all runs; returns start and size of the tails that are one unknown token."""
     if scheme.stride == scheme.k:
-        kmers = rest // scheme.k
-        kmers[~runs.is_base & (runs.code != CODE_N)] = 0
-        return kmers, rest - kmers * scheme.k
-    overlapping = np.maximum(rest - scheme.k + 1, 0)
-    kmers = np.where(runs.is_base, overlapping, rest // scheme.k)
-    left = np.where(runs.is_base, np.where(overlapping > 0, 0, rest), rest - kmers * scheme.k)
-    return kmers, left
+        kmers = (end - first) // scheme.k
+        tail = first + kmers * scheme.k
+        _mark_kmers(role, first, kmers, scheme.k, KMER)
+    else:
+        kmers = np.maximum(end - first - scheme.k + 1, 0)
+        tail = np.where(kmers > 0, end, first)
+        role[span_mask(role.size, first + kmers, np.where(kmers > 0, end, first))] = NOTHING
+        role[span_mask(role.size, first, first + kmers)] = KMER
+    is_short = end - start < scheme.k
+    whole = [
+        _mark_tails(role, tail[affected], end[affected], mode)
+        for affected, mode in ((is_short, _refuse(is_short, start, end, scheme, batch)), (~is_short, scheme.remainder))
+    ]
+    return np.concatenate([part[0] for part in whole]), np.concatenate([part[1] for part in whole])
 
 
-def _tails(runs: Runs, left: np.ndarray, scheme: Scheme, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns number, size and role of the tokens that follow the last whole k-mer of every run."""
-    count, size, role = left.copy(), np.ones_like(left), np.full(left.size, BY_LETTER)
-    is_short = runs.is_base & (runs.length < scheme.k)
-    for affected, mode in ((is_short, scheme.short), (runs.is_base & ~is_short, scheme.remainder)):
-        if mode == "error" and affected.any():
-            _refuse_short(runs, int(np.argmax(affected)), scheme, batch)
-        if mode == "pad_n":
-            count[affected], size[affected] = left[affected] > 0, left[affected]
-        if mode == "drop":
-            count[affected] = 0
-        if mode in ("pad_n", "unk"):
-            role[affected] = UNKNOWN_TOKEN
-    count[runs.code == CODE_SKIP] = 0
-    return count, size, role
+def _mark_kmers(role: np.ndarray, first: np.ndarray, count: np.ndarray, k: int, kind: int) -> None:
+    role[span_mask(role.size, first, first + count * k)] = NOTHING
+    before = np.cumsum(count) - count
+    role[np.repeat(first - k * before, count) + k * np.arange(int(count.sum()))] = kind
 
 
-def _refuse_short(runs: Runs, run: int, scheme: Scheme, batch: Batch) -> None:
-    row, position = batch.locate(int(runs.start[run]))
-    raise SequenceError(
-        f"`sequence` {row} has a stretch of {int(runs.length[run])} bases at position {position} (0-based), shorter "
-        f"than `k` ({scheme.k}); pass a longer sequence or choose another `short` than 'error'."
-    )
+def _mark_tails(role: np.ndarray, start: np.ndarray, end: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    nothing = np.zeros(0, dtype=np.int64)
+    if mode == "single":
+        return nothing, nothing
+    role[span_mask(role.size, start, end)] = UNKNOWN_BASE if mode == "unk" else NOTHING
+    if mode != "pad_n":
+        return nothing, nothing
+    start, size = start[end > start], (end - start)[end > start]
+    role[start] = UNKNOWN_TAIL
+    return start, size
 
 
-def _per_sequence(runs: Runs, total: np.ndarray, batch: Batch) -> np.ndarray:
-    before = np.concatenate([[0], np.cumsum(total)])
-    ends = np.cumsum(batch.lengths)
-    return before[np.searchsorted(runs.start, ends)] - before[np.searchsorted(runs.start, ends - batch.lengths)]
-
-
-def special_size(plan: TokenPlan, codes: np.ndarray, position: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Returns the token sizes with those of written special tokens set to their number of characters."""
-    sizes = plan.size.copy()
-    sizes[codes[plan.start] == CODE_SPECIAL] = size[np.argsort(position)]
-    return sizes
+def _refuse(is_short: np.ndarray, start: np.ndarray, end: np.ndarray, scheme: Scheme, batch: Batch) -> str:
+    """Returns the mode for short runs, after raising for `short="error"`."""
+    if scheme.short == "error" and is_short.any():
+        run = int(np.argmax(is_short))
+        row, position = batch.locate(int(start[run]))
+        raise SequenceError(
+            f"`sequence` {row} has a stretch of {int(end[run] - start[run])} bases at position {position} (0-based), "
+            f"shorter than `k` ({scheme.k}); pass a longer sequence or choose another `short` than 'error'."
+        )
+    return scheme.short

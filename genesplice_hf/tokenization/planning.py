@@ -3,12 +3,16 @@
 Works on token counts only, so every scheme (single bases, k-mers) uses the same rules. R rows, S segments.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 
 from genesplice_hf.errors import SequenceError
 from genesplice_hf.tokenization.canvas import Plan, Segments, Specials
+
+Part = TypeVar("Part", bound=Segments | Specials)
+_NOTHING = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -158,11 +162,10 @@ def _specials(row: np.ndarray, column: np.ndarray | int, special: int, kind: int
     return Specials(row, np.broadcast_to(column, row.shape), np.full(row.shape, special), np.full(row.shape, kind))
 
 
-def _join(cls: type, parts: list) -> "Segments | Specials":
-    if not parts:
-        nothing = np.zeros(0, dtype=np.int64)
-        return cls(*[nothing] * len(cls.__dataclass_fields__))
-    return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in cls.__dataclass_fields__))
+def _join(cls: type[Part], parts: list[Part]) -> Part:
+    names: list[str] = [str(entry.name) for entry in fields(cls)]
+    columns = [np.concatenate([_NOTHING, *(getattr(part, name) for part in parts)]) for name in names]
+    return cls(*columns)
 
 
 def _finish(

@@ -19,19 +19,18 @@ from genesplice_hf.tokenization.kmer_codes import (
     touches,
 )
 from genesplice_hf.tokenization.kmer_decoding import KmerDecoder
-from genesplice_hf.tokenization.kmer_runs import (
-    BY_LETTER,
-    KMER,
-    N_TOKEN,
-    Scheme,
-    TokenPlan,
-    plan_runs,
-    special_size,
-)
+from genesplice_hf.tokenization.kmer_runs import BY_LETTER, KMER, N_TOKEN, NOTHING, Roles, Scheme, plan_roles
 from genesplice_hf.tokenization.kmer_text import join_kmer_text
 from genesplice_hf.tokenization.normalizer import ILLEGAL, UNKNOWN
 from genesplice_hf.tokenization.offsets import kmer_logits_to_base
-from genesplice_hf.tokenization.special_text import CODE_ILLEGAL, CODE_N, CODE_UNKNOWN, FIRST_MARK
+from genesplice_hf.tokenization.special_text import (
+    CODE_ILLEGAL,
+    CODE_N,
+    CODE_SPECIAL,
+    CODE_UNKNOWN,
+    FIRST_MARK,
+    WrittenSpecials,
+)
 from genesplice_hf.tokenization.vocabularies import (
     KMER_PRESETS,
     MAX_K,
@@ -122,7 +121,7 @@ class KmerTokenizer(DnaTokenizer):
         default = None if preset else _new_vocabulary(6 if k is None else k, alphabet or "ACGT")
         facts = self._choose_vocabulary(preset, vocab_file, tokenizer_file, default)
         self._check_agreement(facts, k, alphabet)
-        k = facts.vocabulary.k
+        k = int(facts.vocabulary.k or 0)
         stride = (facts.stride if self.preset else k) if stride is None else stride
         overlapping = stride < k
         options = {
@@ -168,6 +167,7 @@ class KmerTokenizer(DnaTokenizer):
         known = {ord(letter): code for letter, code in answers.items()}
         self._table = bytes(known[letter] for letter in self.normalizer.table)
         singles = [self._letter_id(base, self._unknown_id) for base in self.alphabet]
+        self._id_type = np.uint16 if self.vocabulary.size <= 2**16 else np.uint32
         self._single_ids = np.array([*singles, self._n_id, self._unknown_id], dtype=np.int64)
 
     def _read(self, text: Any, text_pair: Any, is_split_into_words: bool) -> Batch:
@@ -188,16 +188,14 @@ class KmerTokenizer(DnaTokenizer):
                 return self._overlapping_block(block)
             if self.remainder == "single":
                 return self._side_by_side_block(block)
-        windows_only = self.stride < self.k and self.kmer_with_n == "unk" and highest < FIRST_MARK
-        if windows_only and batch.lengths.min(initial=self.k) >= self.k and batch.lengths.size:
-            return self._overlapping_rows(codes, batch, highest)
         return self._by_runs(codes, batch, highest)
 
     def _ids_of_codes(self, codes: np.ndarray) -> np.ndarray:
+        """Turns k-mer codes into ids; `codes` is overwritten where its type allows."""
         table = self.vocabulary.kmer_ids
         if table is None:
-            ids = codes.astype(np.int64)
-            ids += self.vocabulary.kmer_offset
+            ids = codes.astype(self._id_type, copy=False)
+            ids += self._id_type(self.vocabulary.kmer_offset)
             return ids
         ids = table[codes]
         return np.where(ids < 0, self._unknown_id, ids)
@@ -221,45 +219,58 @@ class KmerTokenizer(DnaTokenizer):
         counts = np.full(rows, count)
         return Tokens(ids.ravel(), counts, lambda: _window_spans(counts, self.k), count)
 
-    def _overlapping_rows(self, codes: np.ndarray, batch: Batch, highest: int) -> Tokens:
-        ids = self._ids_of_codes(roll_kmers(codes & 3 if highest >= CODE_N else codes, self.k))
-        if highest >= CODE_N:
-            ids[touches(codes >= CODE_N, np.arange(ids.size), self.k)] = self._unknown_id
-        ends = batch.starts[1:]
-        across = (ends[:, None] - np.arange(1, self.k)).ravel()
-        counts = batch.lengths - self.k + 1
-        return Tokens(np.delete(ids, across) if across.size else ids, counts, lambda: _window_spans(counts, self.k))
-
     def _by_runs(self, codes: np.ndarray, batch: Batch, highest: int) -> Tokens:
         written = None
         if highest >= FIRST_MARK:
             codes = codes.copy()
             written = self._mark(codes, batch)
-        plan = plan_runs(codes, batch, self._scheme)
-        ids = self._ids_of_plan(plan, codes)
-        size = plan.size
-        if written is not None and written.position.size:
-            order = np.argsort(written.position)
-            ids[np.isin(plan.start, written.position)] = written.ids[order]
-            size = special_size(plan, codes, written.position, written.size)
-        start = plan.start - np.repeat(batch.starts, plan.counts)
-        return Tokens(ids, plan.counts, lambda: (start, start + size))
+        plan = plan_roles(codes, batch, self._scheme)
+        counts = plan.counts(batch)
+        ids = self._ids_of_roles(plan.role, codes)
+        if written is not None:
+            ids[codes[plan.role != NOTHING] == CODE_SPECIAL] = written.ids
+        width = int(counts[0]) if counts.size == 1 else None
+        return Tokens(ids, counts, lambda: self._run_spans(plan, counts, batch, written), width)
 
-    def _ids_of_plan(self, plan: TokenPlan, codes: np.ndarray) -> np.ndarray:
-        ids = np.full(plan.start.size, self._unknown_id, dtype=np.int64)
-        kmer, letter = plan.role == KMER, plan.role == BY_LETTER
-        starts = plan.start[kmer]
-        bases = codes & 3
-        if self.stride < self.k and starts.size:
-            found = self._ids_of_codes(roll_kmers(bases, self.k)[starts])
-        else:
-            found = self._ids_of_codes(kmers_at(bases, starts, self.k))
-        if self.kmer_with_n == "unk":
-            found[touches(codes >= CODE_N, starts, self.k)] = self._unknown_id
-        ids[kmer] = found
-        ids[letter] = self._single_ids[np.minimum(codes[plan.start[letter]], CODE_UNKNOWN)]
-        ids[plan.role == N_TOKEN] = self._n_id
+    def _run_spans(
+        self, plan: Roles, counts: np.ndarray, batch: Batch, written: WrittenSpecials | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        start, size = plan.spans(self.k)
+        if written is not None:
+            size[np.searchsorted(start, written.position)] = written.size
+        start = start - np.repeat(batch.starts, counts)
+        return start, start + size
+
+    def _ids_of_roles(self, role: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        token = role != NOTHING
+        kept = role[token]
+        is_kmer = kept == KMER
+        found = self._ids_of_kmers(role, codes) if codes.size >= self.k else np.zeros(0, dtype=self._id_type)
+        if found.size == kept.size and len(self) <= self.vocabulary.size:
+            return found
+        ids = np.full(kept.size, self._unknown_id, dtype=np.uint16 if len(self) <= 2**16 else np.uint32)
+        by_letter = kept == BY_LETTER
+        ids[by_letter] = self._ids_of_letters(codes[token][by_letter])
+        ids[kept == N_TOKEN] = self._n_id
+        ids[is_kmer] = found
         return ids
+
+    def _ids_of_letters(self, letters: np.ndarray) -> np.ndarray:
+        # Six comparisons, not a lookup: numpy would widen every letter to an eight-byte index.
+        ids = np.full(letters.size, self._unknown_id, dtype=self._id_type)
+        for code, single in enumerate(self._single_ids.tolist()):
+            ids[letters == code] = single
+        return ids
+
+    def _ids_of_kmers(self, role: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        begins = role[: codes.size - self.k + 1] == KMER
+        if self.stride < self.k:
+            found = self._ids_of_codes(roll_kmers(codes & 3, self.k)[begins])
+        else:
+            found = self._ids_of_codes(kmers_at(codes & 3, np.flatnonzero(begins), self.k))
+        if self.kmer_with_n == "unk":
+            found[touches(codes >= CODE_N, self.k)[begins]] = self._unknown_id
+        return found
 
     def _decoder(self) -> KmerDecoder:
         # Made on first use: its tables have one entry per token, which construction must not pay for.
@@ -282,7 +293,7 @@ class KmerTokenizer(DnaTokenizer):
         table[self.kmer_token_ids] = self._ids_of_codes(complement_codes(self.k, self.alphabet))
         for base, other in zip("ACGT", "TGCA", strict=True):
             if self.vocabulary.id_of(base) is not None:
-                table[self.vocabulary.id_of(base)] = self.vocabulary.id_of(other)
+                table[self.vocabulary.id_of(base)] = self._letter_id(other, self._unknown_id)
         return table
 
     def _check_reversible(self, body: np.ndarray) -> None:
@@ -296,7 +307,7 @@ class KmerTokenizer(DnaTokenizer):
     @property
     def kmer_token_ids(self) -> np.ndarray:
         """(4^k,) ids of all k-mers in the order of `alphabet`; unknown where a file lacks the k-mer."""
-        return self._ids_of_codes(np.arange(4**self.k))
+        return self._ids_of_codes(np.arange(4**self.k)).astype(np.int64)
 
     @property
     def nucleotide_token_ids(self) -> list[int] | None:

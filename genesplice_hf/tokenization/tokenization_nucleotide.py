@@ -42,7 +42,7 @@ class NucleotideTokenizer(DnaTokenizer):
         [5, 6, 7, 8, 9]
     """
 
-    preset_names = NUCLEOTIDE_PRESETS
+    preset_names: tuple[str, ...] = NUCLEOTIDE_PRESETS
     default_preset = "genesplice"
 
     def __init__(
@@ -100,16 +100,15 @@ class NucleotideTokenizer(DnaTokenizer):
             if len(token) == 1:
                 letters[index] = token.upper().encode("ascii")
         for special in (self.unk_token, self.mask_token):
-            index = None if special is None else self.vocabulary.id_of(special)
-            if index is not None and len(special) > 1:
-                letters[index] = b"N"
+            if special is not None and len(special) > 1 and special in self.vocabulary.named():
+                letters[self.vocabulary.named()[special]] = b"N"
         return letters
 
     def _segment(self, batch: Batch) -> Tokens:
         narrow = np.frombuffer(batch.buffer.translate(self._table), dtype=np.uint8)
         if narrow.size and narrow.max() >= FIRST_MARK:
             return self._segment_with_specials(narrow.copy(), batch)
-        return Tokens(narrow.astype(np.int64), batch.lengths, lambda: _unit_spans(batch.lengths), batch.width)
+        return Tokens(narrow, batch.lengths, lambda: _unit_spans(batch.lengths), batch.width)
 
     def _segment_with_specials(self, codes: np.ndarray, batch: Batch) -> Tokens:
         written = self._mark(codes, batch)
@@ -129,7 +128,7 @@ class NucleotideTokenizer(DnaTokenizer):
         table = np.arange(self.vocabulary.size)
         for token, index in self.vocabulary.named().items():
             if len(token) == 1 and token.isalpha():
-                table[index] = self.vocabulary.id_of(complement(token))
+                table[index] = self._letter_id(complement(token), index)
         return table
 
     @property

@@ -9,7 +9,7 @@ Orders of the presets: Dalla-Torre et al. 2023 (Nucleotide Transformer), Ji et a
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -219,7 +219,7 @@ def _enformer() -> Preset:
     return Preset(Vocabulary((*"ACGTN", "[PAD]")), 1, _roles("[PAD]"))
 
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[[], Preset]] = {
     "genesplice": _genesplice,
     "hyenadna": _hyenadna,
     "caduceus": _hyenadna,

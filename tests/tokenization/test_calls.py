@@ -1,12 +1,22 @@
 """The library's calling conventions: padding, truncation, overflow, pairs, tensors, collators, against BERT's Rust."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tokenization.twins import random_sequences
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedTokenizerFast
+from torch.utils.data import DataLoader
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    EsmConfig,
+    EsmForMaskedLM,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from genesplice_hf.errors import SequenceError
 from genesplice_hf.tokenization.tokenization_kmer import KmerTokenizer
@@ -137,9 +147,10 @@ def test_collators_and_pad():
     features = [tokenizer(text) for text in ("ACGTACA", "ACG", "ACGTAC")]
     batch = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)(features)
     assert batch["input_ids"].shape == (3, 8)
-    assert batch["input_ids"].tolist() == tokenizer(
-        ["ACGTACA", "ACG", "ACGTAC"], padding=True, pad_to_multiple_of=8
-    )["input_ids"]
+    assert (
+        batch["input_ids"].tolist()
+        == tokenizer(["ACGTACA", "ACG", "ACGTAC"], padding=True, pad_to_multiple_of=8)["input_ids"]
+    )
     masked = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5, seed=1)([tokenizer("ACGTAC" * 20)] * 4)
     assert (masked["input_ids"] == tokenizer.mask_token_id).any()
     assert (masked["labels"][:, 0] == -100).all()
@@ -182,3 +193,58 @@ def test_truncation_and_pieces_exclude_each_other():
         specials()("ACG", truncation=True, max_length=1)
     with pytest.raises(SequenceError, match=r"`stride` \(6\)"):
         specials()("ACGTACGTA", truncation=True, max_length=8, stride=6, return_overflowing_tokens=True)
+
+
+def test_fill_mask_pipeline_of_the_library():
+    tokenizer = KmerTokenizer(preset="nt_v1")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = EsmForMaskedLM(EsmConfig(vocab_size=4105, pad_token_id=1, mask_token_id=2, **sizes))
+    best = pipeline("fill-mask", model=model, tokenizer=tokenizer)("ACGTAC<mask>ACGTACN", top_k=1)[0]
+    assert best["token_str"] == tokenizer.convert_ids_to_tokens(best["token"])
+    if len(best["token_str"]) == 6:
+        assert best["sequence"] == f"ACGTAC{best['token_str']}ACGTACN"
+
+
+@pytest.mark.parametrize("share_of_n", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: KmerTokenizer(preset="nt_v1"),
+        lambda: KmerTokenizer(preset="dnabert6", model_max_length=10**7),
+        NucleotideTokenizer,
+    ],
+)
+def test_memory_beside_the_result_stays_below_12_bytes_per_base(build, share_of_n):
+    tokenizer, generator, n = build(), np.random.default_rng(0), 1_000_000
+    letters = np.frombuffer(b"ACGT", dtype=np.uint8)[generator.integers(0, 4, n)].copy()
+    letters[generator.random(n) < share_of_n] = ord("N")
+    text = letters.tobytes().decode("ascii")
+    tracemalloc.start()
+    ids = tokenizer(text, return_tensors="np", return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (peak - ids.nbytes) / n <= 12.1
+
+
+def test_workers_of_a_data_loader_give_the_same_batches():
+    tokenizer = KmerTokenizer(preset="dnabert6")
+    texts = random_sequences(np.random.default_rng(6), 40, 60)
+    collate = DataCollatorWithPadding(tokenizer)
+    rows = [tokenizer(text) for text in texts]
+
+    def batches(workers):
+        loader = DataLoader(rows, batch_size=8, collate_fn=collate, num_workers=workers)
+        return [batch["input_ids"].tolist() for batch in loader]
+
+    assert batches(0) == batches(2)
+
+
+@pytest.mark.slow
+def test_datasets_map_with_two_processes_gives_the_same_ids():
+    tokenizer = KmerTokenizer(preset="nt_v1")
+    texts = random_sequences(np.random.default_rng(7), 60, 90)
+    mapped = Dataset.from_dict({"sequence": texts}).map(
+        lambda row: tokenizer(row["sequence"]), batched=True, num_proc=2
+    )
+    assert mapped["input_ids"][:] == tokenizer(texts)["input_ids"]
+    assert tokenizer(Dataset.from_dict({"sequence": texts})["sequence"])["input_ids"] == tokenizer(texts)["input_ids"]

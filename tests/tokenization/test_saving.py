@@ -31,7 +31,6 @@ ALL = [
 TEXTS = [*random_sequences(np.random.default_rng(9), 120), "acgtACGTRYN", "ACGT" * 40]
 
 
-
 @pytest.mark.parametrize(("build", "options"), ALL)
 def test_reloaded_tokenizers_are_equal(build, options, tmp_path):
     tokenizer = build(**options)
@@ -82,7 +81,7 @@ def test_auto_tokenizer_finds_the_registered_class(tmp_path):
     AutoTokenizer.register(ProbeConfig, tokenizer_class=KmerTokenizer)
     try:
         for preset in ("nt_v1", "dnabert6"):
-            KmerTokenizer(preset=preset, short="drop" if preset == "dnabert6" else None).save_pretrained(tmp_path / preset)
+            KmerTokenizer(preset=preset, short="drop").save_pretrained(tmp_path / preset)
             again = AutoTokenizer.from_pretrained(tmp_path / preset)
             assert type(again) is KmerTokenizer and again.preset == preset
     finally:

@@ -163,7 +163,7 @@ class GeneSpliceConfig(PreTrainedConfig):
         self._demand_length("tower_layer_types", self.num_tower_layers, "one entry per tower layer")
         if "sliding_attention" in (self.tower_layer_types or []) and self.tower_window is None:
             raise ValueError("`tower_layer_types` names sliding_attention, so `tower_window` must be set.")
-        windows = [*(self.local_windows or []), self.tower_window or 1]
+        windows = [*(self.local_windows or []), *([] if self.tower_window is None else [self.tower_window])]
         if any(window < 1 for window in windows):
             raise ValueError(f"windows are radii of at least 1 token, got {windows}.")
 
@@ -196,7 +196,9 @@ def _warn_unknown(config_class: type, unknown: dict[str, Any]) -> None:
     """Warns of keys that neither this config nor transformers knows; a typo would otherwise be kept silently."""
     known = [name for name in dir(config_class) if not name.startswith("_")]
     known += list(getattr(PreTrainedConfig, "__dataclass_fields__", {}))
-    ignored = {"transformers_version", "model_type", "auto_map", "_name_or_path", "torch_dtype"}
+    # Keys that transformers takes out of the keyword arguments, or writes into config.json by itself.
+    ignored = {"transformers_version", "model_type", "auto_map", "name_or_path", "torch_dtype"}
+    ignored |= {"attn_implementation", "experts_implementation", "per_layer_config"}
     for name in unknown:
         if name in known or name in ignored or name.startswith("_"):
             continue

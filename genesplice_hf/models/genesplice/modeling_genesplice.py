@@ -31,7 +31,6 @@ from genesplice_hf.heads.losses import IGNORED, shift_left, weighted_cross_entro
 from genesplice_hf.heads.outputs import HierarchicalModelOutput
 from genesplice_hf.heads.sequence import SequenceClassificationHead, infer_problem_type, sequence_loss
 from genesplice_hf.heads.token import TokenClassificationHead
-from genesplice_hf.layers.feed_forward import SwiGLU
 from genesplice_hf.layers.hierarchical import (
     LengthPlan,
     left_justify_index,
@@ -84,12 +83,11 @@ class GeneSplicePreTrainedModel(StrictPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Residual outputs shrink with depth, so that the variance of the sum does not grow with it.
-        std = self.config.initializer_range / math.sqrt(2 * max(self.config.num_hidden_layers, 1))
-        if isinstance(module, WindowedAttention):
-            init.normal_(module.o_proj.weight, mean=0.0, std=std)
-        elif isinstance(module, SwiGLU):
-            init.normal_(module.down_proj.weight, mean=0.0, std=std)
+        # Residual outputs shrink with depth, so that the variance of the sum does not grow with it. The layer itself
+        # is asked, for transformers never hands over a module of foreign code that has no parameters of its own.
+        if getattr(module, "feeds_residual", False):
+            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, mean=0.0, std=std)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
         """As in transformers; added tokens are their own complement.
@@ -196,9 +194,11 @@ class GeneSpliceModel(GeneSplicePreTrainedModel):
         return HierarchicalModelOutput(state, bins, bin_mask, past_key_values=cache)
 
     def _cache(self, past: StemCache | None, use_cache: bool | None) -> StemCache | None:
-        if past is not None or not (use_cache and self.config.is_decoder and not self.config.num_levels):
-            return past
-        return None if self.training else StemCache()
+        if self.config.is_decoder and not self.config.num_levels:
+            return StemCache() if past is None and use_cache and not self.training else past
+        if past is not None:
+            raise ValueError("`past_key_values` needs a causal flat config; run the whole sequence instead.")
+        return None
 
     def _run(
         self, x: torch.Tensor, mask: torch.Tensor | None, cache: StemCache | None, attentions: bool
@@ -218,7 +218,7 @@ class GeneSpliceModel(GeneSplicePreTrainedModel):
             x = run_blocks(self.config, self.encoder[level], x, masks[-1], None, attentions)
             skips.append(x)
             real = as_mask(masks[-1], x)
-            masks.append(pool_mask(real, pool_size))
+            masks.append(None if masks[-1] is None else pool_mask(real, pool_size))
             x = self.down[level](masked_mean_pool(x, real, pool_size))
         x = self.tower_norm(run_blocks(self.config, self.tower, x, masks[-1], cache, attentions))
         bins = zero_padding(x, masks[-1])
@@ -274,7 +274,7 @@ class GeneSpliceForMaskedLM(_GeneSpliceLanguageModel):
         Args:
             labels: (B, L) true ids, -100 where nothing is asked.
             loss_weight: (B, L) weight of each label.
-            logits_positions: (B, P) positions whose logits are wanted.
+            logits_positions: (B, P) positions whose logits (and, in evaluation, loss) are wanted.
 
         Returns:
             `logits` (B, L, V), or (B, P, V) with `logits_positions`; in training with labels only the
@@ -291,6 +291,8 @@ class GeneSpliceForMaskedLM(_GeneSpliceLanguageModel):
             loss_weight = None if loss_weight is None else loss_weight[labelled]
         elif logits_positions is not None:
             state = take_tokens(state, logits_positions)
+            labels = None if labels is None else take_tokens(labels, logits_positions)
+            loss_weight = None if loss_weight is None else take_tokens(loss_weight, logits_positions)
         logits = self.lm_head(state)
         loss = None
         if labels is not None:
@@ -352,6 +354,14 @@ class GeneSpliceForCausalLM(_GeneSpliceLanguageModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, next_sequence_length: int | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As in transformers, but without a cache (hierarchical, or training) each step reads the whole sequence."""
+        if kwargs.get("past_key_values") is None:
+            next_sequence_length = None
+        return super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
 
 
 class GeneSpliceForSequenceClassification(GeneSplicePreTrainedModel):
