@@ -3,7 +3,8 @@
 Which variants of the yeast replication origin ARS1 still work? On 48,000 measured variants that ship with the
 logomaker package:
 
-1. LoRA on the embedded genesplice-nano, the same network from random weights, and regressions, on one test split;
+1. LoRA on the embedded genesplice-nano, the same network from random weights (in a process beside it), and
+   regressions, on one test split;
 2. every substitution of the wild type in silico: a logo, a heat map and a variant table;
 3. a published folder (merged model, adapter, card, self-contained code), loaded back in fresh processes with the
    package and without it.
@@ -13,12 +14,12 @@ Everything lies in `runs/quickstart`; the last lines on the console say where.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ from genesplice_hf.interpretation.mutagenesis import (
 )
 from genesplice_hf.interpretation.plots import plot_logo, plot_mutagenesis_map
 from training import reports
-from training.finetune import SETTINGS, finetune
 from training.models import load_trained
-from training.settings import parse_settings
 
 CONFIG = "training/configs/ars1_quickstart.yaml"
 OURS = "LoRA on genesplice-nano"
@@ -89,21 +88,40 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def fine_tune(config: str, folder: Path) -> dict[str, dict[str, float]]:
-    """Trains the adapter and its twin from random weights; test metrics by method, baselines first."""
-    data, model, method, train = parse_settings(SETTINGS, ["--config", config])
-    ours = finetune(data, model, method, replace(train, output_dir=str(folder / "lora"), overwrite=True))
-    twin = finetune(
-        data,
-        replace(model, random_weights=True),
-        method,
-        replace(train, output_dir=str(folder / "random_weights"), overwrite=True, run_baselines=False),
-    )
-    return ours["baselines"] | {TWIN: ours_of(twin), OURS: ours_of(ours)}
+    """Trains the adapter and its twin from random weights side by side; test metrics by method, baselines first."""
+    twin_log = folder / "random_weights.log"
+    twin_log.parent.mkdir(parents=True)
+    ours, twin = start_run(config, folder / "lora"), start_run(config, folder / "random_weights", twin_log)
+    codes = [run.wait() for run in (ours, twin)]
+    if any(codes):
+        raise RuntimeError(f"a training process ended with codes {codes}; its messages stand above or in {twin_log}")
+    reports_of = {name: read_report(folder / name) for name in ("lora", "random_weights")}
+    tested = {name: report["per_seed"][0]["test"] for name, report in reports_of.items()}
+    return reports_of["lora"]["baselines"] | {TWIN: tested["random_weights"], OURS: tested["lora"]}
 
 
-def ours_of(report: dict[str, Any]) -> dict[str, float]:
-    """Test metrics of the first seed."""
-    return report["per_seed"][0]["test"]
+def start_run(config: str, output_dir: Path, log: Path | None = None) -> subprocess.Popen:
+    """Starts `training.finetune` with half of the cores; with `log` it is the twin from random weights.
+
+    One process per network uses small matrices better than one network after the other with all cores.
+    """
+    is_twin = "true" if log else "false"
+    options = {
+        "config": config,
+        "output_dir": str(output_dir),
+        "random_weights": is_twin,
+        "run_baselines": "false" if log else "true",
+    }
+    command = [sys.executable, "-m", "training.finetune"]
+    command += [word for name, value in options.items() for word in (f"--{name}", value)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
+    target = None if log is None else log.open("w", encoding="utf-8")
+    return subprocess.Popen(command, env=environment, stdout=target, stderr=target)
+
+
+def read_report(output_dir: Path) -> dict[str, Any]:
+    """What `training.finetune` measured."""
+    return json.loads((output_dir / "metrics.json").read_text(encoding="utf-8"))
 
 
 def name_labels(network: PreTrainedModel) -> PreTrainedModel:
@@ -180,7 +198,9 @@ def load_back(published: Path, door: str, sequence: str) -> list[float]:
 def card_of(rows: dict[str, dict[str, float]], config: str) -> CardFields:
     """The model card, with the numbers of this run."""
     results = [
-        Result(name, "text-classification", "ARS1 selection data", "test", metric, row[metric], is_baseline=name != OURS)
+        Result(
+            name, "text-classification", "ARS1 selection data", "test", metric, row[metric], is_baseline=name != OURS
+        )
         for name, row in rows.items()
         for metric in ("auroc", "mcc")
     ]

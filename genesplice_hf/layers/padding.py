@@ -10,10 +10,11 @@ from genesplice_hf.errors import SequenceError
 
 
 def demand_one_input(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+    """Raises unless exactly one of the two is given and holds at least one token per row."""
     if (input_ids is None) == (inputs_embeds is None):
         raise SequenceError("pass exactly one of `input_ids` and `inputs_embeds`.")
-    given = input_ids if input_ids is not None else inputs_embeds
-    if given.shape[1] < 1:
+    given = inputs_embeds if input_ids is None else input_ids
+    if given is not None and given.shape[1] < 1:
         raise SequenceError("`input_ids` must hold at least one base, got an empty sequence; drop it or pad it.")
 
 

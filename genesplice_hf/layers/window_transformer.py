@@ -81,6 +81,23 @@ class BlockShape:
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
 
+    @classmethod
+    def of_level(cls, config: PreTrainedConfig, level: int, window: int | None) -> "BlockShape":
+        """The shape of the blocks of one level of a config whose sizes are lists with an entry per level."""
+        return cls(
+            hidden_size=config.hidden_sizes[level],
+            intermediate_size=config.intermediate_sizes[level],
+            num_heads=config.num_attention_heads[level],
+            num_key_value_heads=config.num_key_value_heads[level],
+            head_dim=config.head_dims[level],
+            window=window,
+            is_causal=config.is_decoder,
+            qk_norm=config.qk_norm,
+            norm_eps=config.norm_eps,
+            attention_dropout=config.attention_dropout,
+            hidden_dropout=config.hidden_dropout,
+        )
+
 
 @dataclass
 class LevelContext:

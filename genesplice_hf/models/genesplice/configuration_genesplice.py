@@ -7,12 +7,15 @@ With empty `pool_sizes` the model is *flat*: the tower works on bases, alternati
 import difflib
 import logging
 import math
+from dataclasses import field
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
+
+LayerType = Literal["full_attention", "sliding_attention"]
 
 
 def default_complement_map(vocab_size: int) -> list[int]:
@@ -56,18 +59,18 @@ class GeneSpliceConfig(PreTrainedConfig):
     layer_norm_targets = ["attn_norm", "mlp_norm", "tower_norm", "final_norm"]
 
     vocab_size: int = 16
-    hidden_sizes: list[int] | None = None
-    pool_sizes: list[int] | None = None
-    num_attention_heads: list[int] | None = None
+    hidden_sizes: list[int] = field(default_factory=lambda: [64, 128, 192])
+    pool_sizes: list[int] = field(default_factory=lambda: [16, 8])
+    num_attention_heads: list[int] = field(default_factory=lambda: [2, 4, 6])
     num_key_value_heads: list[int] | None = None
-    head_dims: list[int] | None = None
-    intermediate_sizes: list[int] | None = None
-    num_encoder_layers: list[int] | None = None
+    head_dims: list[int] = field(default_factory=lambda: [32, 32, 32])
+    intermediate_sizes: list[int] = field(default_factory=lambda: [128, 256, 512])
+    num_encoder_layers: list[int] = field(default_factory=lambda: [1, 1])
     num_tower_layers: int = 4
-    num_decoder_layers: list[int] | None = None
-    local_windows: list[int] | None = None
+    num_decoder_layers: list[int] = field(default_factory=lambda: [1, 1])
+    local_windows: list[int] = field(default_factory=lambda: [128, 128])
     tower_window: int | None = None
-    tower_layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
+    tower_layer_types: list[LayerType] | None = None
     position_embedding: Literal["rope", "none"] = "rope"
     local_rope_theta: float = 1e4
     global_rope_theta: float = 5e5
@@ -91,23 +94,10 @@ class GeneSpliceConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        nano = {
-            "hidden_sizes": [64, 128, 192],
-            "pool_sizes": [16, 8],
-            "num_attention_heads": [2, 4, 6],
-            "head_dims": [32, 32, 32],
-            "intermediate_sizes": [128, 256, 512],
-            "num_encoder_layers": [1, 1],
-            "num_decoder_layers": [1, 1],
-            "local_windows": [128, 128],
-        }
-        for name, value in nano.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
         if self.num_key_value_heads is None:
-            self.num_key_value_heads = list(self.num_attention_heads or [])
+            self.num_key_value_heads = list(self.num_attention_heads)
         if self.tower_layer_types is None:
-            kind = "full_attention" if self.tower_window is None else "sliding_attention"
+            kind: LayerType = "full_attention" if self.tower_window is None else "sliding_attention"
             self.tower_layer_types = [kind] * self.num_tower_layers
         if self.complement_map is None:
             self.complement_map = default_complement_map(self.vocab_size)
@@ -117,23 +107,22 @@ class GeneSpliceConfig(PreTrainedConfig):
     @property
     def num_levels(self) -> int:
         """Levels above the bases; 0 for the flat form."""
-        return len(self.pool_sizes or [])
+        return len(self.pool_sizes)
 
     @property
     def bin_size(self) -> int:
         """Bases per tower token."""
-        return math.prod(self.pool_sizes or [1])
+        return math.prod(self.pool_sizes)
 
     @property
     def hidden_size(self) -> int:
         """Width of the states that heads read: bases, or bins without a decoder."""
-        assert self.hidden_sizes is not None
         return self.hidden_sizes[0] if self.use_decoder else self.hidden_sizes[-1]
 
     @property
     def num_hidden_layers(self) -> int:
         """Blocks of all levels."""
-        below = [*(self.num_encoder_layers or []), *(self.num_decoder_layers or [])]
+        below = [*self.num_encoder_layers, *self.num_decoder_layers]
         return self.num_tower_layers + sum(below)
 
     def validate_levels(self) -> None:
@@ -143,19 +132,19 @@ class GeneSpliceConfig(PreTrainedConfig):
             self._demand_length(name, self.num_levels + 1, "one entry per level, the tower included")
         for name in ["num_encoder_layers", "num_decoder_layers", "local_windows"]:
             self._demand_length(name, self.num_levels, "one entry per level below the tower")
-        if any(size < 2 for size in self.pool_sizes or []):
+        if any(size < 2 for size in self.pool_sizes):
             raise ValueError(f"`pool_sizes` must be >= 2 each, got {self.pool_sizes}; leave it empty for flat.")
-        if sorted(self.hidden_sizes or []) != self.hidden_sizes:
+        if sorted(self.hidden_sizes) != self.hidden_sizes:
             raise ValueError(f"`hidden_sizes` must not decrease from level to level, got {self.hidden_sizes}.")
 
     def validate_heads(self) -> None:
         """Heads divide evenly, and RoPE finds pairs of dimensions."""
-        for heads, groups in zip(self.num_attention_heads or [], self.num_key_value_heads or [], strict=False):
+        for heads, groups in zip(self.num_attention_heads, self.num_key_value_heads or [], strict=False):
             if groups < 1 or heads % groups:
                 raise ValueError(
                     f"`num_attention_heads` ({heads}) must be a multiple of `num_key_value_heads` ({groups})."
                 )
-        if self.position_embedding == "rope" and any(size % 2 for size in self.head_dims or []):
+        if self.position_embedding == "rope" and any(size % 2 for size in self.head_dims):
             raise ValueError(f"`head_dims` must be even with RoPE, got {self.head_dims}; change one of the two.")
 
     def validate_tower(self) -> None:
@@ -163,7 +152,7 @@ class GeneSpliceConfig(PreTrainedConfig):
         self._demand_length("tower_layer_types", self.num_tower_layers, "one entry per tower layer")
         if "sliding_attention" in (self.tower_layer_types or []) and self.tower_window is None:
             raise ValueError("`tower_layer_types` names sliding_attention, so `tower_window` must be set.")
-        windows = [*(self.local_windows or []), *([] if self.tower_window is None else [self.tower_window])]
+        windows = [*self.local_windows, *([] if self.tower_window is None else [self.tower_window])]
         if any(window < 1 for window in windows):
             raise ValueError(f"windows are radii of at least 1 token, got {windows}.")
 

@@ -49,23 +49,6 @@ from genesplice_hf.layers.window_transformer import BlockShape, StemCache, Windo
 from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
 
 
-def block_shape(config: GeneSpliceConfig, level: int, window: int | None) -> BlockShape:
-    """The shape of the blocks of one level."""
-    return BlockShape(
-        hidden_size=config.hidden_sizes[level],
-        intermediate_size=config.intermediate_sizes[level],
-        num_heads=config.num_attention_heads[level],
-        num_key_value_heads=config.num_key_value_heads[level],
-        head_dim=config.head_dims[level],
-        window=window,
-        is_causal=config.is_decoder,
-        qk_norm=config.qk_norm,
-        norm_eps=config.norm_eps,
-        attention_dropout=config.attention_dropout,
-        hidden_dropout=config.hidden_dropout,
-    )
-
-
 class GeneSplicePreTrainedModel(StrictPreTrainedModel):
     """Loading, initialisation and the declared abilities of every GeneSplice class."""
 
@@ -95,7 +78,7 @@ class GeneSplicePreTrainedModel(StrictPreTrainedModel):
         Raises:
             ValueError: fewer tokens than the complement map needs to stay an involution.
         """
-        mapping = self.config.complement_map
+        mapping = self.config.complement_map or []
         size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
         if size < max((i + 1 for i, c in enumerate(mapping) if c != i), default=0):
             raise ValueError(f"`new_num_tokens` ({size}) would drop a base of `complement_map` {mapping}.")
@@ -124,7 +107,7 @@ class GeneSpliceModel(GeneSplicePreTrainedModel):
         self._num_blocks = 0
         self.encoder = nn.ModuleList(self._level(level, config.num_encoder_layers[level]) for level in levels)
         self.down = nn.ModuleList(nn.Linear(hidden[i], hidden[i + 1], bias=False) for i in levels)
-        self.tower = nn.ModuleList(self._tower_block(kind) for kind in config.tower_layer_types)
+        self.tower = nn.ModuleList(self._tower_block(kind) for kind in config.tower_layer_types or [])
         self.tower_norm = RMSNorm(hidden[-1], config.norm_eps)
         decodes = config.use_decoder and len(pools) > 0
         self.up = nn.ModuleList(nn.Linear(hidden[i + 1], hidden[i], bias=False) for i in levels if decodes)
@@ -145,7 +128,7 @@ class GeneSpliceModel(GeneSplicePreTrainedModel):
 
     def _block(self, level: int, window: int | None) -> WindowedBlock:
         self._num_blocks += 1
-        return WindowedBlock(self.config, block_shape(self.config, level, window), self._num_blocks - 1)
+        return WindowedBlock(self.config, BlockShape.of_level(self.config, level, window), self._num_blocks - 1)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings
@@ -206,11 +189,8 @@ class GeneSpliceModel(GeneSplicePreTrainedModel):
         length = x.shape[1]
         padded = self.plan_length(length).padded_bp
         if padded > length:
-            mask = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-            x, mask = (
-                nn.functional.pad(x, (0, 0, 0, padded - length)),
-                nn.functional.pad(mask, (0, padded - length)),
-            )
+            mask = nn.functional.pad(as_mask(mask, x), (0, padded - length))
+            x = nn.functional.pad(x, (0, 0, 0, padded - length))
         x = zero_padding(x, mask)
         x = x if self.stem is None else self.stem(x, mask, cache)
         masks, skips = [mask], []
@@ -233,7 +213,7 @@ class GeneSpliceModel(GeneSplicePreTrainedModel):
         for level in reversed(range(len(skips))):
             coarse = unpool(self.up[level](y), self.config.pool_sizes[level], self.config.is_decoder)
             y = run_blocks(self.config, self.decoder[level], skips[level] + coarse, masks[level], None, attentions)
-        return zero_padding(self.final_norm(y), masks[0])
+        return zero_padding(y if self.final_norm is None else self.final_norm(y), masks[0])
 
 
 class _GeneSpliceLanguageModel(GeneSplicePreTrainedModel):
@@ -281,9 +261,7 @@ class GeneSpliceForMaskedLM(_GeneSpliceLanguageModel):
             labelled positions are computed and `logits` is (number of labels, V), in row order.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
-        outputs = self.genesplice(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-        )
+        outputs = self.genesplice(input_ids, attention_mask, inputs_embeds, **kwargs)
         state = outputs.last_hidden_state
         if self.training and labels is not None:
             labelled = labels != IGNORED
@@ -294,9 +272,7 @@ class GeneSpliceForMaskedLM(_GeneSpliceLanguageModel):
             labels = None if labels is None else take_tokens(labels, logits_positions)
             loss_weight = None if loss_weight is None else take_tokens(loss_weight, logits_positions)
         logits = self.lm_head(state)
-        loss = None
-        if labels is not None:
-            loss = weighted_cross_entropy(logits, labels, loss_weight, num_items)
+        loss = None if labels is None else weighted_cross_entropy(logits, labels, loss_weight, num_items)
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -335,25 +311,15 @@ class GeneSpliceForCausalLM(_GeneSpliceLanguageModel, GenerationMixin):
         """
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.genesplice(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
+            input_ids, attention_mask, inputs_embeds, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             weight = None if loss_weight is None else shift_left(loss_weight, 0.0)
             loss = weighted_cross_entropy(logits, shift_left(labels, IGNORED), weight, num_items)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        recorded = (outputs.past_key_values, outputs.hidden_states, outputs.attentions)
+        return CausalLMOutputWithPast(loss, logits, *recorded)
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, next_sequence_length: int | None = None, **kwargs: Any
@@ -389,9 +355,7 @@ class GeneSpliceForSequenceClassification(GeneSplicePreTrainedModel):
     ) -> SequenceClassifierOutput:
         """As `GeneSpliceModel.forward`; `labels` as `heads.sequence.sequence_loss` takes them, `logits` (B, C)."""
         num_items = kwargs.pop("num_items_in_batch", None)
-        outputs = self.genesplice(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-        )
+        outputs = self.genesplice(input_ids, attention_mask, inputs_embeds, **kwargs)
         if self.reads_bins:
             state, mask = outputs.bin_hidden_state, outputs.bin_mask
         else:
@@ -427,11 +391,7 @@ class GeneSpliceForTokenClassification(GeneSplicePreTrainedModel):
     ) -> TokenClassifierOutput:
         """As `GeneSpliceModel.forward`; `labels` (B, L) class ids, -100 = ignored; `logits` (B, L, C)."""
         num_items = kwargs.pop("num_items_in_batch", None)
-        outputs = self.genesplice(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-        )
+        outputs = self.genesplice(input_ids, attention_mask, inputs_embeds, **kwargs)
         logits = self.classifier(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = weighted_cross_entropy(logits, labels, num_items_in_batch=num_items)
+        loss = None if labels is None else weighted_cross_entropy(logits, labels, None, num_items)
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
