@@ -1,7 +1,49 @@
-"""Finding the checkpoint that an interrupted run goes on from."""
+"""The folder of a run: never two runs in one, and the checkpoint that an interrupted one goes on from."""
 
 import json
+import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+from genesplice_hf.errors import DataError
+from training.reports import write_json
+
+
+def prepare_folder(
+    folder: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool, free: Collection[str]
+) -> None:
+    """Writes `settings.json`, and refuses to mix two runs in one folder.
+
+    Args:
+        folder: where the run writes.
+        settings: all settings of the run.
+        resume: go on with the same settings.
+        overwrite: start anew; the folder is removed.
+        free: names of settings that may differ when a run goes on.
+
+    Raises:
+        DataError: the folder holds another run.
+    """
+    stored_path = folder / "settings.json"
+    if stored_path.is_file() and not overwrite:
+        if not resume:
+            raise DataError(
+                f"`output_dir` {folder} already holds a run; pass `--resume true` to go on with it, "
+                "`--overwrite true` to replace it, or another folder."
+            )
+        _check_same_settings(json.loads(stored_path.read_text(encoding="utf-8")), settings, free)
+    if overwrite and stored_path.is_file():
+        shutil.rmtree(folder)
+    write_json(stored_path, settings)
+
+
+def _check_same_settings(stored: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> None:
+    now = json.loads(json.dumps(now))
+    different = sorted(key for key in now if key not in free and stored.get(key) != now[key])
+    if different:
+        listed = ", ".join(f"{key} was {stored.get(key)!r}, is {now[key]!r}" for key in different)
+        raise DataError(f"`--resume` needs the settings the run began with: {listed}.")
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:

@@ -9,7 +9,6 @@ test logits. Works under `torchrun`; only rank 0 prints and writes.
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from genesplice_hf.scoring.metrics import summarize
 from genesplice_hf.version import __version__
 from training import reports
 from training.baselines import run_baselines
-from training.checkpoints import last_complete_checkpoint
+from training.checkpoints import last_complete_checkpoint, prepare_folder
 from training.models import load_classifier, load_tokenizer, save_trained
 from training.settings import (
     LEARNING_RATES,
@@ -115,27 +114,18 @@ def finetune(
     """
     plan = Plan(load_task(data), load_tokenizer(model), model, method, train, callbacks)
     if is_main_process():
-        prepare_folder(train, settings_as_dict(data, model, method, train))
+        prepare_folder(
+            Path(train.output_dir),
+            settings_as_dict(data, model, method, train),
+            resume=train.resume,
+            overwrite=train.overwrite,
+            free=_FREE_ON_RESUME,
+        )
     runs = [run_seed(plan, seed) for seed in train.seeds]
     report = build_report(plan, runs, settings_as_dict(data, model, method, train))
     if is_main_process():
         write_report(plan, runs, report)
     return report
-
-
-def prepare_folder(train: TrainSettings, settings: dict[str, Any]) -> None:
-    """Refuses to mix two runs in one folder; `resume` goes on with the same settings, `overwrite` starts anew."""
-    stored_path = Path(train.output_dir) / "settings.json"
-    if stored_path.is_file() and not train.overwrite:
-        if not train.resume:
-            raise DataError(
-                f"`output_dir` {train.output_dir} already holds a run; pass `--resume true` to go on with it, "
-                "`--overwrite true` to replace it, or another folder."
-            )
-        _check_same_settings(json.loads(stored_path.read_text(encoding="utf-8")), settings)
-    if train.overwrite and stored_path.is_file():
-        shutil.rmtree(train.output_dir)
-    reports.write_json(stored_path, settings)
 
 
 def run_seed(plan: Plan, seed: int) -> dict[str, Any]:
@@ -326,14 +316,6 @@ def _result(plan: Plan, trainer: Trainer, seed: int, test_logits: np.ndarray) ->
 def _logits(predictions: Any) -> np.ndarray:
     """Some heads return more than logits; these come first."""
     return predictions[0] if isinstance(predictions, tuple) else predictions
-
-
-def _check_same_settings(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    now = json.loads(json.dumps(now))
-    different = sorted(key for key in now if key not in _FREE_ON_RESUME and stored.get(key) != now[key])
-    if different:
-        listed = ", ".join(f"{key} was {stored.get(key)!r}, is {now[key]!r}" for key in different)
-        raise DataError(f"`--resume` needs the settings the run began with: {listed}.")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from genesplice_hf.objectives.causal import CLMCollator
 from genesplice_hf.objectives.masked import DnaMLMCollator
 from genesplice_hf.tokenization.tokenization_nucleotide import NucleotideTokenizer
 from genesplice_hf.version import __version__
-from training.checkpoints import last_complete_checkpoint
+from training.checkpoints import last_complete_checkpoint, prepare_folder
 from training.heldout import Corpus, measure_heldout
 from training.reports import metrics_table, plot_learning_curve, print_table, write_json
 from training.settings import is_main_process, parse_settings, settings_as_dict, use_bf16
@@ -87,9 +87,12 @@ class PretrainSettings:
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints and dev losses."})
     precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata={"help": "As in finetune."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last complete checkpoint."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
 
 
 SETTINGS = (CorpusSettings, LanguageModelSettings, PretrainSettings)
+# A restarted run may find its files elsewhere and measure more; nothing that the weights depend on may change.
+_FREE_ON_RESUME = ("output_dir", "data_dir", "resume", "overwrite", "max_heldout_windows")
 
 
 class EpochMasks(TrainerCallback):
@@ -118,45 +121,68 @@ def pretrain(
     Raises:
         DataError: no genome, a held-out region that no genome has, nothing left to train on.
     """
-    folder = Path(settings.output_dir)
+    folder, stored = Path(settings.output_dir), settings_as_dict(corpus_settings, model_settings, settings)
     if is_main_process():
-        write_json(folder / "settings.json", settings_as_dict(corpus_settings, model_settings, settings))
+        options = {"resume": settings.resume, "overwrite": settings.overwrite, "free": _FREE_ON_RESUME}
+        prepare_folder(folder, stored, **options)
     corpus = build_corpus(corpus_settings)
     tokenizer = NucleotideTokenizer(preset="genesplice")
-    collator = build_collator(tokenizer, model_settings, settings.seed)
-    model = build_model(model_settings, settings.seed)
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(settings, folder),
-        data_collator=collator,
-        train_dataset=corpus.train,
-        callbacks=[EpochMasks(collator), *callbacks],
-    )
+    trainer = build_trainer(corpus, tokenizer, model_settings, settings, callbacks)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder) if settings.resume else None)
     seconds = time.perf_counter() - start
     if not is_main_process():
         return {}
     # Without the mixed precision of training, so that whoever loads the file measures the same.
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     save_model(model, tokenizer, folder / "model")
     report = {
         "held_out": measure_heldout(model, tokenizer, corpus, model_settings, settings.seed),
-        "training": {
-            "parameters": model.num_parameters(),
-            "steps": trainer.state.global_step,
-            "bases_seen": trainer.state.global_step * bases_per_step(corpus_settings, settings, trainer),
-            "train_windows": len(corpus.train),
-            "seconds_of_this_process": seconds,
-        },
-        "settings": settings_as_dict(corpus_settings, model_settings, settings),
+        "training": training_facts(trainer, corpus, corpus_settings, settings) | {"seconds": seconds},
+        "settings": stored,
         "environment": environment(),
     }
+    write_report(folder, report, trainer.state.log_history)
+    return report
+
+
+def build_trainer(
+    corpus: Corpus,
+    tokenizer: NucleotideTokenizer,
+    model_settings: LanguageModelSettings,
+    settings: PretrainSettings,
+    callbacks: Sequence[TrainerCallback],
+) -> Trainer:
+    """The stock Trainer around a fresh model."""
+    collator = build_collator(tokenizer, model_settings, settings.seed)
+    return Trainer(
+        model=build_model(model_settings, settings.seed),
+        args=training_arguments(settings, Path(settings.output_dir)),
+        data_collator=collator,
+        train_dataset=corpus.train,
+        callbacks=[EpochMasks(collator), *callbacks],
+    )
+
+
+def training_facts(
+    trainer: Trainer, corpus: Corpus, corpus_settings: CorpusSettings, settings: PretrainSettings
+) -> dict[str, Any]:
+    """What the card says of the run."""
+    steps = trainer.state.global_step
+    return {
+        "parameters": trainer.model.num_parameters(),
+        "steps": steps,
+        "bases_seen": steps * bases_per_step(corpus_settings, settings, trainer),
+        "train_windows": len(corpus.train),
+    }
+
+
+def write_report(folder: Path, report: dict[str, Any], history: list[dict[str, float]]) -> None:
+    """`metrics.json`, the learning curve, and the tables on the console."""
     write_json(folder / "metrics.json", report)
-    plot_learning_curve(folder / "learning_curve.png", {"pretraining": trainer.state.log_history}, "loss")
+    plot_learning_curve(folder / "learning_curve.png", {"pretraining": history}, "loss")
     for region, rows in report["held_out"].items():
         print_table(metrics_table(f"Held out: {region} (nats per base, share of bases)", rows))
-    return report
 
 
 def build_corpus(settings: CorpusSettings) -> Corpus:

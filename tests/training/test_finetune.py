@@ -22,7 +22,9 @@ from training.settings import DataSettings, TrainSettings
 from training.task import TokenDataset, flipped, load_task, tokenize
 
 ROOT = Path(__file__).resolve().parents[2]
+# fp32 on every machine: saved logits are compared with those of a reloaded model.
 QUICK = ["--epochs", "2", "--batch_size", "32", "--run_baselines", "false", "--early_stopping_patience", "none"]
+QUICK += ["--precision", "fp32"]
 
 
 def run(folder, model, data, *more, callbacks=()):

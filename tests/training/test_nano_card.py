@@ -30,7 +30,10 @@ def test_rows_of_a_task_hold_ours_bars_and_published_figures() -> None:
         "per_seed": [],
     }
     rows = rows_of("GUE tf/0, LoRA", condensed(report))
-    assert [(row.metric, row.value, row.is_baseline) for row in rows[:2]] == [("auroc", 0.9, False), ("mcc", 0.6, False)]
+    assert [(row.metric, row.value, row.is_baseline) for row in rows[:2]] == [
+        ("auroc", 0.9, False),
+        ("mcc", 0.6, False),
+    ]
     assert {row.model for row in rows if row.is_baseline} >= {"majority", "DNABERT-2, mean of 5 human TF sets"}
 
 

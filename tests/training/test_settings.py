@@ -116,7 +116,7 @@ def test_bf16_is_used_only_where_the_hardware_has_it(monkeypatch):
         use_bf16("bf16")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert use_bf16("bf16")
-    assert not use_bf16("auto")
+    assert use_bf16("auto")
     assert not use_bf16("fp32")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
