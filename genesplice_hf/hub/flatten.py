@@ -14,7 +14,7 @@ from typing import TypeGuard
 from genesplice_hf.errors import PublishError
 
 # What a machine with transformers and torch has anyway: transformers demands every import outside `try`.
-ALLOWED_THIRD_PARTY = frozenset({"torch", "transformers", "huggingface_hub", "numpy", "safetensors"})
+ALLOWED_THIRD_PARTY = frozenset({"torch", "transformers", "tokenizers", "huggingface_hub", "numpy", "safetensors"})
 KEPT_PREFIXES = ("configuration_", "modeling_", "processing_", "tokenization_")
 FORBIDDEN_NAMES = frozenset({"__file__", "__import__", "__path__"})
 READING_CALLS = frozenset({"open", "read_text", "read_bytes", "loadtxt", "fromfile", "genfromtxt"})
