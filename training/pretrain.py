@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, concatenate_datasets
+from safetensors.torch import load_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -129,7 +131,7 @@ def pretrain(
     tokenizer = NucleotideTokenizer(preset="genesplice")
     trainer = build_trainer(corpus, tokenizer, model_settings, settings, callbacks)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder) if settings.resume else None)
+    run_or_resume(trainer, last_complete_checkpoint(folder) if settings.resume else None)
     seconds = time.perf_counter() - start
     if not is_main_process():
         return {}
@@ -162,6 +164,16 @@ def build_trainer(
         train_dataset=corpus.train,
         callbacks=[EpochMasks(collator), *callbacks],
     )
+
+
+def run_or_resume(trainer: Trainer, checkpoint: str | None) -> None:
+    """Trains from `checkpoint` on; a run that had ended is only loaded, for the Trainer would take one step more."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else None
+    if checkpoint is None or state is None or state.global_step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    load_model(trainer.model, Path(checkpoint) / "model.safetensors")
+    trainer.state = state
 
 
 def training_facts(
