@@ -217,7 +217,7 @@ def card_of(rows: dict[str, dict[str, float]], config: str) -> CardFields:
         command="make quickstart",
         results=results,
         limits="One origin and its mutants: the model knows no other sequence. The labels are counts of one "
-        "selection experiment, not a clinical measurement. The settings were chosen among twelve earlier runs by AUROC "
+        "selection experiment, not a clinical measurement. The settings were chosen among twelve runs by AUROC "
         "on test rows, so the figures are a little optimistic.",
         datasets=["logomaker ARS1 selection data"],
         tags=["biology", "dna", "lora"],
