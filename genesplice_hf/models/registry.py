@@ -12,8 +12,8 @@ from genesplice_hf.models.genesplice.modeling_genesplice import (
     GeneSpliceForMaskedLM,
     GeneSpliceForSequenceClassification,
     GeneSpliceForTokenClassification,
-    GeneSpliceModel,
 )
+from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from tiny_genesplice import tiny_config
 
 from genesplice_hf.errors import SequenceError
 from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
-from genesplice_hf.models.genesplice.modeling_genesplice import GeneSpliceModel
+from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
 
 SIZES = {
     "nano": {},

@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from genesplice_hf.errors import SequenceError
 from genesplice_hf.layers.window_transformer import run_blocks
-from genesplice_hf.models.genesplice.modeling_genesplice import GeneSpliceModel
+from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
 
 BOTH_FORMS = pytest.mark.parametrize("form", FORMS)
 DIRECTIONS = pytest.mark.parametrize("is_decoder", [False, True], ids=["bidirectional", "causal"])

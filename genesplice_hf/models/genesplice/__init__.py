@@ -15,8 +15,8 @@ from genesplice_hf.models.genesplice.modeling_genesplice import (
     GeneSpliceForMaskedLM,
     GeneSpliceForSequenceClassification,
     GeneSpliceForTokenClassification,
-    GeneSpliceModel,
 )
+from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
 
 AutoConfig.register("genesplice", GeneSpliceConfig)
 AutoModel.register(GeneSpliceConfig, GeneSpliceModel)

@@ -39,14 +39,26 @@ class GeneSpliceConfig(PreTrainedConfig):
         local_windows: window radius in tokens of each level below the tower (n entries).
         tower_window: window radius of the tower's `sliding_attention` layers.
         tower_layer_types: one per tower layer; None = all full, or all sliding when `tower_window` is set.
-        position_embedding: "rope" or "none".
+        position_embedding: "rope", "alibi" (no flash attention) or "none".
         local_rope_theta, global_rope_theta: RoPE base of window and of full layers, in tokens of the level.
         stem_kernel_size: odd width in bases of the convolution after the embedding; 0 = none.
         is_decoder: causal when True.
         use_decoder: False leaves out the way back to bases; the output is one state per bin.
+        rc_equivariant: both strands are read, and outputs of the reverse complement are the reversed outputs
+            exactly; bidirectional models only, twice the cost.
         complement_map: id of the complement of every id, an involution.
+        track_inputs: real channels per base (conservation, methylation, ...) added to the embedding; 0 = none.
+        moe_num_experts: experts of the tower's feed-forward layers; 0 = dense.
+        moe_top_k: experts per token. moe_layers: "alternate" (every second tower layer) or "all".
+        moe_aux_weight, moe_z_weight: weight of the load-balancing and of the router z loss.
         qk_norm: RMSNorm of each head's queries and keys before rotation.
         classifier_pooling: "mean", "max", "bin_mean" or "attention", over real positions.
+        num_tracks, track_bin_size: tracks of the track head, and bases per value.
+        track_target_length: centred values that are predicted; None = all.
+        track_loss: "poisson" or "poisson_multinomial".
+        track_strand_pairs: the track of the other strand for every track; None = itself.
+        contrastive_dim, contrastive_temperature: width of the contrastive embedding, and its temperature.
+        mlm_weight, contrastive_weight, next_segment_weight: shares in the pretraining loss.
         max_position_embeddings: longest length the model was made for, in bases; information only.
     """
 
@@ -71,13 +83,20 @@ class GeneSpliceConfig(PreTrainedConfig):
     local_windows: list[int] = field(default_factory=lambda: [128, 128])
     tower_window: int | None = None
     tower_layer_types: list[LayerType] | None = None
-    position_embedding: Literal["rope", "none"] = "rope"
+    position_embedding: Literal["rope", "alibi", "none"] = "rope"
     local_rope_theta: float = 1e4
     global_rope_theta: float = 5e5
     stem_kernel_size: int = 7
     is_decoder: bool = False
     use_decoder: bool = True
+    rc_equivariant: bool = False
     complement_map: list[int] | None = None
+    track_inputs: int = 0
+    moe_num_experts: int = 0
+    moe_top_k: int = 2
+    moe_layers: Literal["alternate", "all"] = "alternate"
+    moe_aux_weight: float | int = 0.01
+    moe_z_weight: float | int = 1e-3
     qk_norm: bool = False
     attention_dropout: float | int = 0.0
     hidden_dropout: float | int = 0.0
@@ -85,6 +104,16 @@ class GeneSpliceConfig(PreTrainedConfig):
     norm_eps: float = 1e-6
     initializer_range: float = 0.02
     classifier_pooling: Literal["mean", "max", "bin_mean", "attention"] = "mean"
+    num_tracks: int = 0
+    track_bin_size: int = 128
+    track_target_length: int | None = None
+    track_loss: Literal["poisson", "poisson_multinomial"] = "poisson"
+    track_strand_pairs: list[int] | None = None
+    contrastive_dim: int = 128
+    contrastive_temperature: float = 0.07
+    contrastive_weight: float | int = 0.1
+    mlm_weight: float | int = 1.0
+    next_segment_weight: float | int = 0.0
     max_position_embeddings: int = 1_048_576
     pad_token_id: int | None = 0
     mask_token_id: int | None = 4
@@ -103,6 +132,34 @@ class GeneSpliceConfig(PreTrainedConfig):
             self.complement_map = default_complement_map(self.vocab_size)
         _warn_unknown(type(self), kwargs)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def small(cls, **overrides: Any) -> "GeneSpliceConfig":
+        """28 M parameters: 96/192/512 wide, 8 tower layers. `overrides` are fields of the config."""
+        fields = {
+            "hidden_sizes": [96, 192, 512],
+            "num_attention_heads": [3, 6, 8],
+            "head_dims": [32, 32, 64],
+            "intermediate_sizes": [256, 512, 1408],
+            "num_encoder_layers": [1, 2],
+            "num_tower_layers": 8,
+            "num_decoder_layers": [1, 2],
+        }
+        return cls(**(fields | overrides))
+
+    @classmethod
+    def base(cls, **overrides: Any) -> "GeneSpliceConfig":
+        """163 M parameters: 128/384/1024 wide, 12 tower layers. `overrides` are fields of the config."""
+        fields = {
+            "hidden_sizes": [128, 384, 1024],
+            "num_attention_heads": [4, 6, 16],
+            "head_dims": [32, 64, 64],
+            "intermediate_sizes": [384, 1024, 2816],
+            "num_encoder_layers": [2, 2],
+            "num_tower_layers": 12,
+            "num_decoder_layers": [2, 2],
+        }
+        return cls(**(fields | overrides))
 
     @property
     def num_levels(self) -> int:
@@ -159,15 +216,36 @@ class GeneSpliceConfig(PreTrainedConfig):
     def validate_vocabulary(self) -> None:
         """The complement map is an involution over the whole vocabulary."""
         mapping = self.complement_map or []
-        in_range = all(0 <= token < self.vocab_size for token in mapping)
-        if (
-            len(mapping) != self.vocab_size
-            or not in_range
-            or any(mapping[mapping[token]] != token for token in range(self.vocab_size))
-        ):
+        if not _is_involution(mapping, self.vocab_size):
             raise ValueError(
                 f"`complement_map` must map each of the {self.vocab_size} ids to its complement and back, "
                 f"got {mapping}."
+            )
+
+    def validate_strands(self) -> None:
+        """Both strands are read only where no order of time exists."""
+        if self.rc_equivariant and self.is_decoder:
+            raise ValueError("`rc_equivariant` reads both strands, so `is_decoder` must be False; unset one of them.")
+
+    def validate_experts(self) -> None:
+        """A token can only be sent to as many experts as exist."""
+        if self.moe_num_experts < 0 or (self.moe_num_experts and not 1 <= self.moe_top_k <= self.moe_num_experts):
+            raise ValueError(
+                f"`moe_top_k` must lie between 1 and `moe_num_experts` ({self.moe_num_experts}), got {self.moe_top_k}."
+            )
+
+    def validate_tracks(self) -> None:
+        """Counts are not negative, and strand pairs are an involution over the tracks."""
+        for name in ("track_inputs", "num_tracks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.track_bin_size < 1:
+            raise ValueError(f"`track_bin_size` must be at least 1 base, got {self.track_bin_size}.")
+        pairs = self.track_strand_pairs
+        if pairs is not None and not _is_involution(pairs, self.num_tracks):
+            raise ValueError(
+                f"`track_strand_pairs` must map each of the {self.num_tracks} tracks to that of the other strand and "
+                f"back, got {pairs}."
             )
 
     def validate_stem(self) -> None:
@@ -179,6 +257,11 @@ class GeneSpliceConfig(PreTrainedConfig):
         value = getattr(self, name)
         if len(value) != length:
             raise ValueError(f"`{name}` must have {length} entries ({meaning}), got {value}.")
+
+
+def _is_involution(mapping: list[int], size: int) -> bool:
+    in_range = len(mapping) == size and all(0 <= image < size for image in mapping)
+    return in_range and all(mapping[image] == index for index, image in enumerate(mapping))
 
 
 def _warn_unknown(config_class: type, unknown: dict[str, Any]) -> None:
