@@ -6,6 +6,8 @@ that `AutoModel.from_pretrained(...)` and its siblings just work.
 
 from genesplice_hf.adaptation.peft_targets import register_peft_targets
 from genesplice_hf.interpretation.pipelines import register_pipelines
+from genesplice_hf.models.original import from_original as from_original
+from genesplice_hf.models.original import to_original as to_original
 from genesplice_hf.models.registry import REGISTRY
 from genesplice_hf.tokenization.registration import register_tokenizer
 from genesplice_hf.tokenization.tokenization_bpe import BPEDnaTokenizer

@@ -1,16 +1,17 @@
 """What the contract suite runs on: every head of every row of the registry, with a tiny model and a batch for it.
 
 A new model becomes one row of `REGISTRY` and is found here by itself; the rules of its config are shown to bite in
-`CONTRADICTIONS`. A new Auto class needs an entry in `LABELS` and `SHAPES`. A check that a model cannot pass is named
+`CONTRADICTIONS`, and further forms of it, to which all checks apply as well, stand in `FORMS`. A new Auto class needs
+an entry in `LABELS` and `SHAPES`. A check that a model cannot pass is named
 with its reason in `EXCEPTIONS`.
 
-Shapes: B batch, L tokens, E hidden size, V vocabulary, C labels.
+Shapes: B batch, L tokens, E hidden size, V vocabulary, C labels, T tracks.
 """
 
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -37,8 +38,69 @@ IGNORED = -100
 # Longer than three windows of the tiny models, so that banded attention is taken; and one shorter than a window.
 LENGTHS_BP = (17, 3, 11, 14)
 
-# (row, check) or (row/AutoClass, check) -> why the check does not apply; the check is the test's name.
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+# Per row: name of a further form -> fields on top of the tiny config.
+FORMS: dict[str, dict[str, dict[str, Any]]] = {
+    "genesplice": {
+        # Bins of 2 and 4 bases: the shortest row fills none of the larger ones, the longest four and a part.
+        "hierarchical": {
+            "hidden_sizes": [16, 24, 32],
+            "pool_sizes": [2, 2],
+            "num_attention_heads": [2, 2, 4],
+            "num_key_value_heads": [2, 1, 2],
+            "head_dims": [8, 8, 8],
+            "intermediate_sizes": [24, 24, 48],
+            "num_encoder_layers": [1, 1],
+            "num_tower_layers": 1,
+            "num_decoder_layers": [1, 1],
+            "local_windows": [4, 2],
+            "tower_window": None,
+            "tower_layer_types": ["full_attention"],
+        },
+        "both_strands": {"rc_equivariant": True},
+    },
+}
+_ONE_MECHANISM = "linear attention is a mechanism of its own, not an implementation of softmax attention"
+_PUBLISHED_NAME = "the published key layout calls the LM head `output_logit_map`"
+_TWO_KINDS = (
+    "each class refuses the other's config (`is_decoder`); what the other heads lend is in test_modeling_performer.py"
+)
+_AMONG_EXAMPLES = "a contrast is among the examples of one batch: fewer of them, or other ones, are another task"
+_NO_TASK = "pretraining has no task whose head an adapter carries, and no labels to count"
+_PER_TOKEN = "a language model's head has one output per token of the vocabulary, none per label"
+# (row, check), (row-form, check) or (row-form/AutoClass, check), the check being the test's name, -> why it does not
+# apply.
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("genesplice-both_strands", "test_embeddings_instead_of_ids"): (
+        "embeddings have no complement; that they are refused is in test_genesplice_strands.py"
+    ),
+    ("genesplice_performer", "test_flex_is_sdpa_in_inference"): _ONE_MECHANISM + "; asking for flex raises",
+    ("genesplice_performer", "test_an_implementation_that_cannot_run_is_refused"): (
+        _ONE_MECHANISM + "; asking for flash raises a ValueError whatever is installed (test_modeling_performer.py)"
+    ),
+    ("genesplice_performer", "test_declared_reverse_complement"): (
+        "nothing is promised, and a config without complement map cannot be asked"
+    ),
+    **{
+        (f"genesplice{form}/AutoModelForPreTraining", check): reason
+        for form in ("", "-hierarchical", "-both_strands")
+        for check, reason in {
+            "test_however_the_batch_is_cut": _AMONG_EXAMPLES,
+            "test_the_logged_loss_is_the_models_loss": _AMONG_EXAMPLES,
+            "test_an_ignored_row_counts_for_nothing": _AMONG_EXAMPLES,
+            "test_the_head_is_where_peft_looks_for_it": _NO_TASK,
+            "test_another_number_of_labels": _NO_TASK,
+        }.items()
+    },
+    **{
+        (f"genesplice_performer/{head}", check): reason
+        for head in ("AutoModelForMaskedLM", "AutoModelForCausalLM")
+        for check, reason in {
+            "test_the_head_is_where_peft_looks_for_it": _PUBLISHED_NAME,
+            "test_another_number_of_labels": _PER_TOKEN,
+            "test_a_head_lends_its_base_to_another_head": _TWO_KINDS,
+        }.items()
+    },
+}
 
 # Per row: fields that contradict each other on top of the tiny config, and a word of the advice.
 CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -53,20 +115,51 @@ CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"complement_map": [*range(1, 16), 0]}, "complement_map"),
         ({"vocab_size": 12, "complement_map": list(range(16))}, "complement_map"),
         ({"stem_kernel_size": 4}, "stem_kernel_size"),
+        ({"token_strand_pairs": [1, 2]}, "token_strand_pairs"),
+        ({"moe_num_experts": 2, "moe_top_k": 3}, "moe_top_k"),
+        ({"track_bin_size": 0}, "track_bin_size"),
+        ({"track_strand_pairs": [1, 2, 0]}, "track_strand_pairs"),
+    ],
+    "genesplice_performer": [
+        ({"num_attention_heads": 3}, "num_attention_heads"),
+        ({"hidden_size": 30, "position_scheme": "concat"}, "hidden_size"),
+        ({"position_scheme": "concat", "tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"slim_chunk_size": 0}, "slim_chunk_size"),
+        ({"slim_chunk_size": 8, "hidden_dropout": 0.1}, "hidden_dropout"),
+        ({"attention_block_size": 0}, "attention_block_size"),
+        ({"num_feature_blocks": 0}, "num_feature_blocks"),
+        ({"feature_redraw": "interval", "feature_redraw_interval": 3}, "feature_redraw"),
+        ({"feature_map": "favor+", "feature_redraw": "interval"}, "feature_redraw_interval"),
+        ({"stabilizer": "global", "slim_chunk_size": 8}, "stabilizer"),
+        ({"denominator_eps": -1.0}, "denominator_eps"),
     ],
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One head of one row."""
+    """One head of one row, in the row's own form or in another one of it."""
 
     row: str
     auto_class: str
+    form: str = ""
+
+    @property
+    def group(self) -> str:
+        return f"{self.row}-{self.form}" if self.form else self.row
 
     @property
     def name(self) -> str:
-        return f"{self.row}/{self.auto_class}"
+        return f"{self.group}/{self.auto_class}"
+
+    @property
+    def labels_field(self) -> str:
+        """The field of the config that says how many numbers the head gives."""
+        return "num_tracks" if self.auto_class == "AutoModelForTrackPrediction" else "num_labels"
+
+    def beside(self, auto_class: str) -> "Case":
+        """Another head of the same row and form."""
+        return replace(self, auto_class=auto_class)
 
     @property
     def entry(self) -> ModelEntry:
@@ -86,7 +179,10 @@ class Case:
 
     def config(self, **overrides: Any) -> PreTrainedConfig:
         causal = self.entry.causal_overrides if self.auto_class == "AutoModelForCausalLM" else {}
-        return self.entry.tiny_config(**({"num_labels": NUM_LABELS} | causal | overrides))
+        form = FORMS[self.row][self.form] if self.form else {}
+        if self.auto_class == "AutoModelForPreTraining":
+            form = form | {"next_segment_weight": 0.5}
+        return self.entry.tiny_config(**({"num_labels": NUM_LABELS} | form | causal | overrides))
 
     def model(self, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         """A tiny model in eval mode; every parameter is off its initial value, which could hide mistakes."""
@@ -96,7 +192,10 @@ class Case:
     def batch(self, lengths_bp: tuple[int, ...] = LENGTHS_BP, labels: bool = False) -> Batch:
         """A right-padded batch of random bases."""
         batch = padded([self.ids(length, seed) for seed, length in enumerate(lengths_bp)], pad_id(self.row))
-        return batch | {"labels": LABELS[self.auto_class](batch)} if labels and self.has_loss else batch
+        if not labels or not self.has_loss:
+            return batch
+        extras = EXTRAS[self.auto_class](batch) if self.auto_class in EXTRAS else {}
+        return batch | {"labels": LABELS[self.auto_class](batch)} | extras
 
     def ids(self, length_bp: int, seed: int = 0) -> torch.Tensor:
         """(L,) token ids of a random sequence."""
@@ -104,15 +203,34 @@ class Case:
         return torch.tensor(tokenizer_of(self.row)([sequence])["input_ids"][0])
 
 
-CASES = [Case(row, auto_class) for row, entry in REGISTRY.items() for auto_class in entry.auto_classes]
+CASES = [
+    Case(row, auto_class, form)
+    for row, entry in REGISTRY.items()
+    for form in ("", *FORMS.get(row, {}))
+    for auto_class in entry.auto_classes
+    if not (form == "both_strands" and auto_class == "AutoModelForCausalLM")  # generates in one direction
+]
 
 
 def cases(check: str, only: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
     """`@cases("test_name")` runs the test on every case that `only` accepts, exceptions skipped with their reason."""
     return pytest.mark.parametrize(
         "case",
-        [pytest.param(case, id=case.name, marks=_marks(check, case.row, case.name)) for case in CASES if only(case)],
+        [
+            pytest.param(case, id=case.name, marks=_marks(check, *{case.row, case.group, case.name}))
+            for case in CASES
+            if only(case)
+        ],
     )
+
+
+def cases_without(form: str) -> Callable[..., pytest.MarkDecorator]:
+    """`cases` for checks of files, adapters and Trainer, which a form has no bearing on: saves its minutes."""
+
+    def chosen(check: str, only: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
+        return cases(check, lambda case: case.form != form and only(case))
+
+    return chosen
 
 
 def rows(check: str) -> pytest.MarkDecorator:
@@ -160,21 +278,56 @@ def _every_third(mask: torch.Tensor) -> torch.Tensor:
     return (torch.arange(mask.shape[1]) % 3 == 0).expand_as(mask)
 
 
+def _track_targets(batch: Batch) -> torch.Tensor:
+    """(B, L, T), the same number of values in every row: a mean over values must not depend on how rows are cut."""
+    targets = (batch["input_ids"][..., None] - 4) * torch.tensor([0.2, 0.1, 0.6])
+    targets[:, 3:] = torch.nan
+    return targets.masked_fill(batch["attention_mask"][..., None] == 0, torch.nan)
+
+
+def _views_and_segments(batch: Batch) -> Batch:
+    """Second views, and the rows themselves as pairs of segments, for the objectives of pretraining."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    place = torch.arange(ids.shape[1]).expand_as(ids)
+    # Copies, for a file holds no tensor twice.
+    return {
+        "view_input_ids": ids[:, 2:].clone(),
+        "view_attention_mask": mask[:, 2:].clone(),
+        "segment_input_ids": ids.clone(),
+        "segment_attention_mask": mask.clone(),
+        "segment_ids": torch.where(mask.bool(), (place >= mask.sum(1, keepdim=True) // 2).long(), -1),
+        "follows": torch.arange(len(ids)) % 2,
+    }
+
+
 LABELS: dict[str, Callable[[Batch], torch.Tensor]] = {
+    "AutoModelForPreTraining": _ids_where(_every_third),
     "AutoModelForMaskedLM": _ids_where(_every_third),
     "AutoModelForCausalLM": _ids_where(lambda mask: torch.ones_like(mask).bool()),
     "AutoModelForSequenceClassification": lambda batch: torch.arange(len(batch["input_ids"])) % NUM_LABELS,
     "AutoModelForTokenClassification": lambda batch: (batch["input_ids"] % NUM_LABELS).masked_fill(
         batch["attention_mask"] == 0, IGNORED
     ),
+    "AutoModelForTrackPrediction": lambda batch: _track_targets(batch),
 }
+# How the names begin of what a batch holds for the loss alone.
+_ASKED = ("labels", "view_", "segment_", "follows")
+# What a batch with labels holds beside them.
+EXTRAS: dict[str, Callable[[Batch], Batch]] = {"AutoModelForPreTraining": _views_and_segments}
 SHAPES: dict[str, Callable[[PreTrainedConfig, int, int], tuple[int, ...]]] = {
+    "AutoModelForPreTraining": lambda config, B, L: (B, L, config.vocab_size),
     "AutoModel": lambda config, B, L: (B, L, config.hidden_size),
     "AutoModelForMaskedLM": lambda config, B, L: (B, L, config.vocab_size),
     "AutoModelForCausalLM": lambda config, B, L: (B, L, config.vocab_size),
     "AutoModelForSequenceClassification": lambda config, B, L: (B, config.num_labels),
     "AutoModelForTokenClassification": lambda config, B, L: (B, L, config.num_labels),
+    "AutoModelForTrackPrediction": lambda config, B, L: (B, L, config.num_tracks),
 }
+
+
+def no_label(labels: torch.Tensor) -> float:
+    """What stands in such labels where nothing is asked."""
+    return torch.nan if labels.is_floating_point() else IGNORED
 
 
 def randomized(module: nn.Module, seed: int, scale: float = 0.1) -> nn.Module:
@@ -189,7 +342,7 @@ def randomized(module: nn.Module, seed: int, scale: float = 0.1) -> nn.Module:
 def output(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Logits, or the last hidden state of a base model, without labels and without gradient."""
     with torch.no_grad():
-        return model(**{key: value for key, value in batch.items() if key != "labels"})[0]
+        return model(**{key: value for key, value in batch.items() if not key.startswith(_ASKED)})[0]
 
 
 def objective(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -197,7 +350,8 @@ def objective(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     outputs = model(**batch)
     if "labels" in batch:
         return outputs.loss
-    weight = torch.randn(outputs[0].shape[-1], generator=torch.Generator().manual_seed(0))
+    size = outputs[0].shape[-1]
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(0)) / size**0.5
     return (outputs[0] @ weight.to(outputs[0].dtype)).tanh().mean()
 
 

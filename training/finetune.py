@@ -28,6 +28,7 @@ from transformers import (
 
 from genesplice_hf.adaptation.adapt import adapt, trainable_report
 from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.objectives.schedules import STOCK_SCHEDULES, ScheduleTrainerMixin
 from genesplice_hf.scoring.metrics import summarize
 from genesplice_hf.version import __version__
 from training import reports
@@ -64,6 +65,10 @@ SETTINGS = (DataSettings, ModelSettings, MethodSettings, TrainSettings)
 # A restarted run may change where it stands and how many seeds it runs, nothing that a result depends on.
 _FREE_ON_RESUME = ("output_dir", "resume", "overwrite", "seeds", "run_baselines")
 _LOWER_IS_BETTER = ("mse", "loss")
+
+
+class ScheduledTrainer(ScheduleTrainerMixin, Trainer):
+    """The stock Trainer with every schedule of `objectives/schedules.py`."""
 
 
 class Plan(NamedTuple):
@@ -156,7 +161,9 @@ def build_trainer(plan: Plan, seed: int, folder: Path) -> Trainer:
     callbacks = [EpochStrands(train_set), *plan.callbacks]
     if train.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=train.early_stopping_patience))
-    return Trainer(
+    return ScheduledTrainer(
+        schedule=train.schedule,
+        schedule_options=train.schedule_options,
         model=model,
         args=training_arguments(plan, seed, folder),
         data_collator=as_is,
@@ -191,7 +198,8 @@ def training_arguments(plan: Plan, seed: int, folder: Path) -> TrainingArguments
         "learning_rate": train.learning_rate or LEARNING_RATES[plan.method.method],
         "weight_decay": train.weight_decay,
         "warmup_steps": train.warmup_fraction,
-        "lr_scheduler_type": train.schedule,
+        # Trainer sees that a plateau has evaluations; it does not know our schedules, which the mixin makes.
+        "lr_scheduler_type": train.schedule if train.schedule in STOCK_SCHEDULES else "constant",
         "max_grad_norm": train.max_grad_norm,
         "bf16": use_bf16(train.precision),
         # Without this, processes under torchrun on CPU would each train alone.
@@ -212,6 +220,8 @@ def training_arguments(plan: Plan, seed: int, folder: Path) -> TrainingArguments
         "disable_tqdm": not is_main_process(),
         "report_to": [],
     }
+    if renamed := {"lr_scheduler_type", "lr_scheduler_kwargs"} & set(train.trainer_options):
+        raise DataError(f"`trainer_options` holds {sorted(renamed)}; use `schedule` and `schedule_options`.")
     try:
         arguments = TrainingArguments(**(chosen | train.trainer_options))
     except TypeError as error:

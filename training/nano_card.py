@@ -90,10 +90,9 @@ def card_of(measured: dict[str, Any]) -> CardFields:
         "before a position. The 5-mer bars are measured on the same rows as ours. Published rows are means over "
         "several data sets by far larger models; they are shown for scale, not as a like-for-like comparison. One "
         "pass over the data per task. The settings of the ARS1 LoRA run (learning rate, batch size, adapted modules) "
-        "were chosen among twelve single runs by AUROC on test rows of ARS1, so its figure is rather optimistic; those "
-        "of the long run were set beforehand and measured once. The "
-        "GUE runs took those settings over untried. The regressions' penalty was chosen among four by GUE test "
-        "scores, which can only raise that bar.",
+        "were chosen among twelve single runs by AUROC on test rows of ARS1, so its figure is rather optimistic; the "
+        "long run's were set beforehand and measured once. The GUE runs took those settings over untried. The "
+        "regressions' penalty was chosen among four by GUE test scores, which can only raise that bar.",
         datasets=["hg38", "GUE", "logomaker ARS1 selection data"],
         tags=["biology", "masked language modelling"],
         pipeline_tag="fill-mask",

@@ -19,6 +19,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from genesplice_hf.errors import DataError
+from genesplice_hf.objectives.schedules import SCHEDULES
 
 Method = Literal["lora", "ia3", "layer_norm", "linear_probe", "full"]
 
@@ -120,7 +121,10 @@ class TrainSettings:
     learning_rate: float | None = field(default=None, metadata={"help": "Peak rate; by default that of the method."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
     warmup_fraction: float = field(default=0.05, metadata={"help": "Share of the steps with a rising rate."})
-    schedule: str = field(default="cosine", metadata={"help": "Any schedule name of transformers."})
+    schedule: str = field(default="cosine", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
+    schedule_options: dict = field(
+        default_factory=dict, metadata={"help": "Its options, as JSON; see `objectives/schedules.py`."}
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
     evaluations_per_epoch: int = field(default=1, metadata={"help": "Dev evaluations (and checkpoints) per epoch."})
     early_stopping_patience: int | None = field(
@@ -297,7 +301,7 @@ def _words(name: str, value) -> list[str]:
     if value is None:
         return [f"--{name}=none"]
     if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
+        return [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value)]
     if isinstance(value, dict):
         return [f"--{name}={json.dumps(value)}"]
     return [f"--{name}={value}"]

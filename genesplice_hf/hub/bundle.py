@@ -26,6 +26,13 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 BUNDLE_FILE = "bundle.json"
 
 
+_COMPANIONS = (
+    "\n\n# Added by the bundler: never run, but whoever copies this file copies these too.\n"
+    "from typing import TYPE_CHECKING  # noqa: E402\n\n"
+    "if TYPE_CHECKING:\n"
+)
+
+
 @dataclass(frozen=True)
 class BundleReport:
     """What a bundle holds.
@@ -67,7 +74,7 @@ def write_bundle(
     config = model if isinstance(model, PreTrainedConfig) else model.config
     entries = _entries_of(config)
     texts = flatten_modules(_starting_modules(entries, tokenizer), package=PACKAGE, root=PACKAGE_ROOT)
-    texts = _with_sub_config_registration(texts, entries)
+    texts = _with_companions(_with_sub_config_registration(texts, entries), entries[0])
     auto_map = _auto_map(entries[0], tokenizer)
     _write_auto_map(folder / "config.json", auto_map)
     if "AutoTokenizer" in auto_map:
@@ -154,6 +161,21 @@ def _with_sub_config_registration(texts: Mapping[str, str], entries: Sequence[Mo
         for auto_name, cls in inner.auto_classes.items():
             for modeling in {flat_name(head.__module__, PACKAGE) for head in outer.auto_classes.values()}:
                 texts[modeling] += _model_registration(auto_name, cls, inner.config_class)
+    return texts
+
+
+def _with_companions(texts: Mapping[str, str], entry: ModelEntry) -> dict[str, str]:
+    """Lets the files that hold the Auto classes name each other.
+
+    Saving a model that was loaded from a bundle copies only the files that its own class reaches, and the `auto_map`
+    of the copy must find every class.
+    """
+    references = {_reference(cls).split(".")[0]: cls.__name__ for cls in entry.auto_classes.values()}
+    texts = dict(texts)
+    for module in references:
+        others = [f"    from .{other} import {name}" for other, name in references.items() if other != module]
+        if others:
+            texts[f"{module}.py"] += _COMPANIONS + "\n".join(f"{line}  # noqa: F401" for line in others) + "\n"
     return texts
 
 

@@ -3,7 +3,7 @@
 Models look the attention function up in transformers' `ALL_ATTENTION_FUNCTIONS` (eager, sdpa, flash_attention_2,
 flex_attention) with `eager_attention` as the definition, and hand it to `window_attention` for layers with a
 window. transformers' own window masks are dense, (L, L); here the window is cut into blocks, so that no mask
-larger than (w, 3w) exists.
+larger than (w, 3w) exists. The bias of ALiBi is a constant (H, w, 3w) table there.
 
 The window is a radius w: bidirectional attention sees |i - j| <= w, causal attention sees 0 <= i - j <= w.
 
@@ -13,7 +13,7 @@ Shapes: B batch, H heads, K key/value heads, L tokens, D head size, w window rad
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
+
+from genesplice_hf.layers.alibi import alibi_bias, biased_mask
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,13 @@ def open_empty_rows(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mask | ~has_key, has_key
 
 
+class Band(NamedTuple):
+    """What the queries of one call see: `visible` (Lq, Lk) bool, and `bias` (H, Lq, Lk) of their scores or None."""
+
+    visible: torch.Tensor
+    bias: torch.Tensor | None
+
+
 def window_attention(
     function: AttentionFunction,
     module: nn.Module,
@@ -123,6 +132,7 @@ def window_attention(
     scaling: float,
     dropout: float = 0.0,
     output_attentions: bool = False,
+    slopes_H: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention inside a window of radius w through a looked-up attention function.
 
@@ -133,6 +143,7 @@ def window_attention(
         key_mask: (B, Lk) bool, True = real; None = all real.
         window: radius w >= 1 in tokens.
         output_attentions: eager only; returns dense weights, so it needs O(L^2) memory.
+        slopes_H: (H,) slopes of ALiBi (`layers.alibi`), not with flash; None = no bias.
 
     Returns:
         Output (B, Lq, H, D), zero where a query sees no key, and weights (B, H, Lq, Lk) or None.
@@ -149,11 +160,15 @@ def window_attention(
         function = ALL_ATTENTION_FUNCTIONS["sdpa"]
     attend = partial(_attend, function, module, scaling, dropout)
     num_queries, num_keys = query.shape[2], key.shape[2]
-    if output_attentions or num_queries != num_keys or num_keys <= MAX_DENSE_WINDOWS * window:
+    if output_attentions or num_queries <= window or num_keys <= MAX_DENSE_WINDOWS * window:
         build = causal_mask if module.is_causal else band_mask
-        band = build(num_queries, num_keys, query.device, window=window)
-        return attend(query, key, value, band, key_mask)
-    return _banded(attend, query, key, value, key_mask, window, module.is_causal), None
+        visible = build(num_queries, num_keys, query.device, window=window)
+        distance = _distance(num_queries, num_keys, query.device)
+        return attend(query, key, value, Band(visible, _bias(slopes_H, distance, query)), key_mask)
+    band = _block_band(window, module.is_causal, slopes_H, query)
+    # Queries that a cache has answered already take empty places, so that blocks of queries and keys stay aligned.
+    query = nn.functional.pad(query, (0, 0, num_keys - num_queries, 0))
+    return _banded(attend, query, key, value, key_mask, band)[:, -num_queries:], None
 
 
 def _attend(
@@ -164,13 +179,15 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    band: torch.Tensor,
+    band: Band,
     key_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One call with the (Lq, Lk) `band` and the (B, Lk) `key_mask`; queries that see no key give zeros."""
+    """One call with the band and the (B, Lk) `key_mask`; queries that see no key give zeros."""
     if key_mask is None:
-        return function(module, query, key, value, band[None, None], scaling=scaling, dropout=dropout)
-    mask, has_key = open_empty_rows(band & key_mask[:, None, None, :])
+        mask = biased_mask(band.visible[None, None], band.bias)
+        return function(module, query, key, value, mask, scaling=scaling, dropout=dropout)
+    visible, has_key = open_empty_rows(band.visible & key_mask[:, None, None, :])
+    mask = biased_mask(visible, band.bias)
     out, weights = function(module, query, key, value, mask, scaling=scaling, dropout=dropout)
     return out * has_key.transpose(1, 2).to(out.dtype), weights
 
@@ -181,19 +198,18 @@ def _banded(
     key: torch.Tensor,
     value: torch.Tensor,
     key_mask: torch.Tensor | None,
-    window: int,
-    is_causal: bool,
+    band: Band,
 ) -> torch.Tensor:
     """Query block c against key blocks c-1, c, c+1 (causal: c-1, c), each block w tokens long; (B, L, H, D)."""
     batch, _, length, _ = query.shape
+    window, width = band.visible.shape
     num_blocks = -(-length // window)
     tail = num_blocks * window - length
-    after = 0 if is_causal else window
+    after = width - 2 * window
     real = key_mask if key_mask is not None else query.new_ones(batch, length, dtype=torch.bool)
     real = nn.functional.pad(real, (window, tail + after))
     query = nn.functional.pad(query, (0, 0, 0, tail))
     key, value = (nn.functional.pad(x, (0, 0, window, tail + after)) for x in (key, value))
-    band = _block_band(window, is_causal, query.device)
     outputs = []
     for start in range(0, num_blocks * window, _group_tokens(window)):
         stop = min(start + _group_tokens(window), num_blocks * window)
@@ -207,11 +223,16 @@ def _group_tokens(window: int) -> int:
     return max(1, MAX_GROUP_TOKENS // window) * window
 
 
-def _block_band(window: int, is_causal: bool, device: torch.device) -> torch.Tensor:
-    """(w, 3w) or causal (w, 2w) bool: query a of a block sees key b of its neighbourhood."""
-    distance = torch.arange(window, device=device)[:, None] + window
-    distance = distance - torch.arange((2 if is_causal else 3) * window, device=device)[None, :]
-    return (distance >= 0) & (distance <= window) if is_causal else distance.abs() <= window
+def _block_band(window: int, is_causal: bool, slopes_H: torch.Tensor | None, query: torch.Tensor) -> Band:
+    """(w, 3w) or causal (w, 2w): what query a of a block sees of key b of its neighbourhood."""
+    queries = torch.arange(window, 2 * window, device=query.device)
+    distance = queries[:, None] - torch.arange((2 if is_causal else 3) * window, device=query.device)[None, :]
+    visible = (distance >= 0) & (distance <= window) if is_causal else distance.abs() <= window
+    return Band(visible, _bias(slopes_H, distance, query))
+
+
+def _bias(slopes_H: torch.Tensor | None, distance: torch.Tensor, query: torch.Tensor) -> torch.Tensor | None:
+    return None if slopes_H is None else alibi_bias(slopes_H, distance, query.dtype)
 
 
 def _attend_blocks(
@@ -220,11 +241,11 @@ def _attend_blocks(
     key: torch.Tensor,
     value: torch.Tensor,
     real: torch.Tensor,
-    band: torch.Tensor,
+    band: Band,
 ) -> torch.Tensor:
     """Folds the n blocks of one group into the batch and attends once; (B, n w, H, D)."""
     batch, heads, length, head_dim = query.shape
-    window, width = band.shape
+    window, width = band.visible.shape
     num_blocks = length // window
     q = query.view(batch, heads, num_blocks, window, head_dim).transpose(1, 2).flatten(0, 1)
     k, v = (
@@ -237,21 +258,29 @@ def _attend_blocks(
 
 
 def full_attention_mask(
-    config: PreTrainedConfig, x_BLE: torch.Tensor, key_mask: torch.Tensor | None, past: int
+    config: PreTrainedConfig,
+    x_BLE: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    past: int,
+    slopes_H: torch.Tensor | None = None,
 ) -> Any:
     """The mask of full layers in the form that the config's implementation takes.
 
     Args:
         key_mask: (B, past + L) bool or None. past: tokens that a cache already holds.
+        slopes_H: (H,) slopes of ALiBi, for eager and sdpa; None = no bias.
 
     Returns:
-        None where the implementation needs none; flash: (B, Lk); flex: a BlockMask; eager and sdpa: bool,
-        (B, 1, 1, Lk) for bidirectional attention, (B or 1, 1, L, Lk) for causal attention with padding or a past.
+        None where the implementation needs none; flash: (B, Lk); flex: a BlockMask, or with a past (where sdpa takes
+        its place) as sdpa; eager and sdpa: bool, (B, 1, 1, Lk) for bidirectional attention, (B or 1, 1, L, Lk) for
+        causal attention with padding or a past; with ALiBi additive, (B or 1, H, L, Lk).
     """
+    if slopes_H is not None:
+        return _full_alibi_mask(config, x_BLE, key_mask, past, slopes_H)
     name, is_causal = config._attn_implementation or "eager", config.is_decoder
     if "flash" in name:
         return None if key_mask is None else key_mask.long()
-    if name == "flex_attention":
+    if name == "flex_attention" and past == 0:
         build = create_causal_mask if is_causal else create_bidirectional_mask
         return build(config=config, inputs_embeds=x_BLE, attention_mask=key_mask, past_key_values=None)
     length = x_BLE.shape[1]
@@ -263,3 +292,16 @@ def full_attention_mask(
     if key_mask is not None:
         visible = visible & key_mask[:, None, None, :]
     return open_empty_rows(visible)[0]
+
+
+def _full_alibi_mask(
+    config: PreTrainedConfig, x_BLE: torch.Tensor, key_mask: torch.Tensor | None, past: int, slopes_H: torch.Tensor
+) -> torch.Tensor:
+    """Dense, for full layers have few tokens: 4 H L^2 bytes in float32 (0.1 GiB for 6 heads and 2,048 tokens)."""
+    length, device = x_BLE.shape[1], x_BLE.device
+    distance = _distance(length, past + length, device)
+    visible = causal_mask(length, past + length, device) if config.is_decoder else torch.ones_like(distance).bool()
+    visible = visible[None, None]
+    if key_mask is not None:
+        visible = open_empty_rows(visible & key_mask[:, None, None, :])[0]
+    return biased_mask(visible, alibi_bias(slopes_H, distance, x_BLE.dtype))

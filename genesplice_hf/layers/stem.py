@@ -6,8 +6,8 @@ Shapes: B batch, L tokens, E hidden size.
 import torch
 from torch import nn
 
+from genesplice_hf.layers.hierarchical_cache import LevelCache
 from genesplice_hf.layers.padding import zero_padding
-from genesplice_hf.layers.window_transformer import StemCache
 
 
 class ConvStem(nn.Conv1d):
@@ -19,7 +19,7 @@ class ConvStem(nn.Conv1d):
         self.is_causal = is_causal
 
     def forward(  # type: ignore[override]
-        self, x_BLE: torch.Tensor, mask: torch.Tensor | None, cache: StemCache | None = None
+        self, x_BLE: torch.Tensor, mask: torch.Tensor | None, cache: LevelCache | None = None
     ) -> torch.Tensor:
         """Args: x_BLE, zero at padding. mask: bool (B, L) or, with a cache, (B, past + L); None = all real."""
         if cache is not None:

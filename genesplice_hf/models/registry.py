@@ -12,8 +12,18 @@ from genesplice_hf.models.genesplice.modeling_genesplice import (
     GeneSpliceForMaskedLM,
     GeneSpliceForSequenceClassification,
     GeneSpliceForTokenClassification,
+    GeneSpliceForTrackPrediction,
 )
 from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
+from genesplice_hf.models.genesplice.modeling_genesplice_pretraining import GeneSpliceForPreTraining
+from genesplice_hf.models.performer.configuration_performer import PerformerConfig
+from genesplice_hf.models.performer.modeling_performer import (
+    PerformerForCausalLM,
+    PerformerForMaskedLM,
+    PerformerForSequenceClassification,
+    PerformerForTokenClassification,
+)
+from genesplice_hf.models.performer.modeling_performer_base import PerformerModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,7 @@ class ModelEntry:
     Attributes:
         model_type: the type in config.json.
         config_class: its configuration.
-        auto_classes: name of a transformers Auto class -> our class.
+        auto_classes: name of an Auto class, of transformers or of `models/auto.py` -> our class.
         tiny_config: makes a config that runs in milliseconds, for tests; takes fields to override.
         tokenizer_module, tokenizer_class, tokenizer_kwargs: where its tokenizer lives and how it is made
             (names, for models import no tokenization).
@@ -59,8 +69,26 @@ def _tiny_genesplice(**overrides: Any) -> GeneSpliceConfig:
         "local_windows": [],
         "tower_window": 4,
         "tower_layer_types": ["sliding_attention", "full_attention"],
+        "num_tracks": 3,
+        "track_bin_size": 1,
     }
     return GeneSpliceConfig(**(fields | overrides))
+
+
+def _tiny_performer(**overrides: Any) -> PerformerConfig:
+    """A bidirectional Performer of two layers; whole sequences, so that dropout can be tested too."""
+    fields: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "is_decoder": False,
+        "slim_chunk_size": -1,
+        "attention_block_size": 4,
+        # Large enough for the paths through attention to show beside the skips.
+        "initializer_range": 0.3,
+    }
+    return PerformerConfig(**(fields | overrides))
 
 
 REGISTRY: dict[str, ModelEntry] = {
@@ -69,16 +97,35 @@ REGISTRY: dict[str, ModelEntry] = {
         config_class=GeneSpliceConfig,
         auto_classes={
             "AutoModel": GeneSpliceModel,
+            "AutoModelForPreTraining": GeneSpliceForPreTraining,
             "AutoModelForMaskedLM": GeneSpliceForMaskedLM,
             "AutoModelForCausalLM": GeneSpliceForCausalLM,
             "AutoModelForSequenceClassification": GeneSpliceForSequenceClassification,
             "AutoModelForTokenClassification": GeneSpliceForTokenClassification,
+            "AutoModelForTrackPrediction": GeneSpliceForTrackPrediction,
         },
         tiny_config=_tiny_genesplice,
         tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "genesplice"},
         card="genesplice-nano.md",
+        causal_overrides={"is_decoder": True},
+    ),
+    "genesplice_performer": ModelEntry(
+        model_type="genesplice_performer",
+        config_class=PerformerConfig,
+        auto_classes={
+            "AutoModel": PerformerModel,
+            "AutoModelForMaskedLM": PerformerForMaskedLM,
+            "AutoModelForCausalLM": PerformerForCausalLM,
+            "AutoModelForSequenceClassification": PerformerForSequenceClassification,
+            "AutoModelForTokenClassification": PerformerForTokenClassification,
+        },
+        tiny_config=_tiny_performer,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="NucleotideTokenizer",
+        tokenizer_kwargs={"preset": "genesplice"},
+        card="slim-performer.md",
         causal_overrides={"is_decoder": True},
     ),
 }

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from genesplice_hf.layers.hierarchical_cache import GeneSpliceCache
 from genesplice_hf.layers.stem import ConvStem
-from genesplice_hf.layers.window_transformer import StemCache
 
 KERNEL = 5
 
@@ -43,6 +43,10 @@ def test_padding_is_like_the_end_of_the_sequence(is_causal) -> None:
 
 
 def test_pieces_with_a_cache_equal_one_pass() -> None:
-    stem, x, cache = ConvStem(3, KERNEL, True), torch.randn(2, 12, 3), StemCache()
-    pieces = [stem(piece, None, cache) for piece in x.split([1, 1, 7, 3], dim=1)]
+    stem, x, cache = ConvStem(3, KERNEL, True), torch.randn(2, 12, 3), GeneSpliceCache()
+    pieces = []
+    for piece in x.split([1, 1, 7, 3], dim=1):
+        num_new = piece.shape[1]
+        (level,) = cache.arrive(torch.full((2,), num_new), num_new, pool_sizes=())
+        pieces.append(stem(piece, None, level))
     torch.testing.assert_close(torch.cat(pieces, 1), stem(x, None))

@@ -1,4 +1,4 @@
-"""The block: grouped queries, implementations, translation, decoding, memory, and the cache of the stem.
+"""The block: grouped queries, implementations, translation, decoding, memory, experts and slopes.
 
 Shapes: B batch, L tokens, H heads, K key/value heads, D head size, E hidden size.
 """
@@ -11,13 +11,16 @@ from tensor_sizes import LargestTensor
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from genesplice_hf.layers.alibi import alibi_slopes
+from genesplice_hf.layers.hierarchical_cache import GeneSpliceCache
+from genesplice_hf.layers.mixture_of_experts import MixtureOfExperts
 from genesplice_hf.layers.rotary import rotary_table
 from genesplice_hf.layers.window_transformer import (
     BlockShape,
     LevelContext,
-    StemCache,
     WindowedAttention,
     WindowedBlock,
+    run_blocks,
 )
 
 SHAPE = BlockShape(
@@ -153,10 +156,10 @@ def test_flash_is_asked_for_the_window_plus_one_and_a_flat_mask(is_causal, monke
 def test_decoding_in_pieces_equals_one_pass() -> None:
     shape = replace(SHAPE, is_causal=True)
     attention, x = make(WindowedAttention, shape), torch.randn(2, LENGTH, 12)
-    whole, cache, pieces, start = attention(x, context(shape))[0], StemCache(), [], 0
+    whole, cache, pieces, start = attention(x, context(shape))[0], GeneSpliceCache(), [], 0
     for size in (1, 12, 3, 1, 1, LENGTH - 18):
         level = context(shape, length=size, start=start)
-        level.cache = cache
+        level.cache = cache.arrive(torch.full((2,), size), size, pool_sizes=())[0]
         pieces.append(attention(x[:, start : start + size], level)[0])
         start += size
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-4, atol=1e-5)
@@ -174,34 +177,35 @@ def test_a_block_and_its_gradient_need_memory_linear_in_the_length(is_causal, im
     assert largest.elements <= 3 * shape.num_heads * length * 16 < length**2
 
 
-def test_the_stem_cache_hands_the_last_embeddings_on() -> None:
-    cache, x = StemCache(), torch.randn(2, 9, 3)
-    first = cache.extend_stem(x[:, :1], keep=4)
-    assert torch.equal(first, torch.cat([torch.zeros(2, 4, 3), x[:, :1]], 1))
-    second = cache.extend_stem(x[:, 1:7], keep=4)
-    assert torch.equal(second, torch.cat([torch.zeros(2, 3, 3), x[:, :7]], 1))
-    assert torch.equal(cache.extend_stem(x[:, 7:], keep=4), x[:, 3:])
+@pytest.mark.parametrize("window", [5, None], ids=["window", "full"])
+@DIRECTIONS
+def test_slopes_are_taken_by_both_kinds_of_layers(window, is_causal) -> None:
+    """Without a table, a level of one block that a config with ALiBi runs; its weights shall fall with distance."""
+    shape = replace(SHAPE, window=window, is_causal=is_causal)
+    config = PreTrainedConfig(attn_implementation="eager", is_decoder=is_causal)
+    config.position_embedding = "alibi"
+    config.local_rope_theta = config.global_rope_theta = 1e4
+    block = make(WindowedBlock, shape)
+    # Equal scores everywhere, so that the weights are those of the bias alone.
+    torch.nn.init.zeros_(block.self_attn.q_proj.weight)
+    block.self_attn.config, seen = config, []
+    block.self_attn.register_forward_hook(lambda module, args, out: seen.append(out[1]))
+    run_blocks(config, torch.nn.ModuleList([block]), torch.randn(2, 30, 12), None, output_attentions=True)
+    distance = torch.tensor([[i - j for j in range(30)] for i in range(30)])
+    visible = (distance.abs() <= (window or 30)) & ((distance >= 0) | (not is_causal))
+    expected = (-alibi_slopes(4)[:, None, None] * distance.abs()).exp() * visible
+    expected = (expected / expected.sum(-1, keepdim=True)).expand(2, -1, -1, -1)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_stem_cache_follows_the_beams() -> None:
-    x = torch.arange(3.0)[:, None, None].expand(3, 4, 1)
-
-    def filled() -> StemCache:
-        cache = StemCache()
-        cache.extend_stem(x, keep=2)
-        cache.update(x[:, None], x[:, None], 0)
-        return cache
-
-    beams, wanted = torch.tensor([2, 0, 0]), [2.0, 0.0, 0.0]
-    reordered, repeated, selected = filled(), filled(), filled()
-    reordered.reorder_cache(beams)
-    repeated.batch_repeat_interleave(2)
-    selected.batch_select_indices(beams)
-    for cache, rows in ((reordered, wanted), (repeated, [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]), (selected, wanted)):
-        assert cache.stem_inputs[:, 0, 0].tolist() == rows
-        assert cache.layers[0].keys[:, 0, 0, 0].tolist() == rows
-
-
-def test_the_cache_refuses_to_be_cropped() -> None:
-    with pytest.raises(NotImplementedError, match=r"cannot be cropped.*run the prefix again"):
-        StemCache().crop(3)
+def test_a_block_with_experts_gives_the_routers_logits_too() -> None:
+    shape = replace(SHAPE, num_experts=3, experts_per_token=2)
+    block, x, mask = make(WindowedBlock, shape), torch.randn(3, LENGTH, 12), padded_mask()
+    level = context(shape, mask=mask)
+    middle = x + block.self_attn(block.attn_norm(x), level)[0]
+    assert isinstance(block.mlp, MixtureOfExperts)
+    mixed, logits = block.mlp(block.mlp_norm(middle), mask)
+    out, recorded = block(x, level)
+    assert torch.equal(out, middle + mixed)
+    assert torch.equal(recorded, logits)
+    assert not mixed[~mask].any()

@@ -10,13 +10,13 @@ import torch
 from contract_cases import (
     CASES,
     EXCEPTIONS,
-    IGNORED,
     LENGTHS_BP,
     SHAPES,
     Batch,
     Case,
     cases,
     gradients,
+    no_label,
     objective,
     output,
     pad_id,
@@ -149,8 +149,11 @@ def test_padding_gets_no_gradient_and_no_loss(case: Case) -> None:
     model, batch = case.model(), case.batch(labels=True)
     wider = {name: nn.functional.pad(batch[name], (0, 8)) for name in ("input_ids", "attention_mask")}
     wider["input_ids"][:, -8:] = pad_id(case.row)
-    labels = nn.functional.pad(batch["labels"], (0, 8), value=IGNORED) if case.per_token else batch["labels"]
-    assert_gradients_equal(gradients(model, wider | {"labels": labels}), gradients(model, batch))
+    labels = batch["labels"]
+    if case.per_token:
+        end = (0, 0) * (labels.dim() - 2) + (0, 8)
+        labels = nn.functional.pad(labels, end, value=no_label(labels))
+    assert_gradients_equal(gradients(model, batch | wider | {"labels": labels}), gradients(model, batch))
 
 
 @cases("test_gradient_checkpointing_is_plain")
@@ -205,7 +208,8 @@ def test_bf16_is_finite_and_near_fp32(case: Case) -> None:
     expected = real(output(model, batch), batch, case)
     model = model.to(torch.bfloat16)
     found = output(model, batch)
-    assert found.dtype == torch.bfloat16
+    # Counts beyond 256 have no exact bfloat16.
+    assert found.dtype == (torch.float32 if "Track" in case.auto_class else torch.bfloat16)
     scale = torch.cat(expected).std()
     for one, other in zip(real(found.float(), batch, case), expected, strict=True):
         assert one.isfinite().all()
@@ -224,7 +228,12 @@ def test_declared_reverse_complement(case: Case) -> None:
     forward = output(model, {"input_ids": ids})
     backward = output(model, {"input_ids": complement[ids.flip(1)]}).flip(1)[..., complement]
     gap = (forward - backward).abs().max().item()
-    assert gap < 1e-4 if case.entry.reverse_complement == "equivariant" else gap > 1e-2
+    is_declared = case.entry.reverse_complement == "equivariant" or getattr(model.config, "rc_equivariant", False)
+    assert gap < 1e-4 if is_declared else gap > 1e-2
+
+
+def over_tokens(case: Case) -> bool:
+    return "LM" in case.auto_class or case.auto_class == "AutoModelForPreTraining"
 
 
 @cases("test_more_tokens_change_nothing_for_the_old_ones")
@@ -235,13 +244,16 @@ def test_more_tokens_change_nothing_for_the_old_ones(case: Case, added: int, tmp
     model.resize_token_embeddings(size + added, mean_resizing=False)
     after = output(model, batch)
     over_vocabulary = before.shape[-1] == size and case.per_token and case.has_loss
-    assert after.shape[-1] == (size + added if over_vocabulary and "LM" in case.auto_class else before.shape[-1])
+    assert after.shape[-1] == (size + added if over_vocabulary and over_tokens(case) else before.shape[-1])
     torch.testing.assert_close(after[..., : before.shape[-1]], before)
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == size + added
     new = {"input_ids": torch.full((1, 5), size + added - 1)}
     assert output(model, new).isfinite().all()
     model.save_pretrained(tmp_path)
-    assert torch.equal(output(case.model_class.from_pretrained(tmp_path), new), output(model, new))
+    loaded = case.model_class.from_pretrained(tmp_path)
+    # The weights exactly; a product over one row may round differently where the file's tensors are not aligned.
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    torch.testing.assert_close(output(loaded, new), output(model, new))
 
 
 @cases("test_recorded_outputs")
@@ -250,8 +262,10 @@ def test_recorded_outputs(case: Case) -> None:
     with torch.no_grad():
         outputs = model(**batch, output_hidden_states=True, output_attentions=True)
     assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
-    assert len(outputs.attentions) == model.config.num_hidden_layers
-    mask = batch["attention_mask"]
+    # A model with levels returns the attention over its bins.
+    assert len(outputs.attentions) == getattr(model.config, "num_tower_layers", model.config.num_hidden_layers)
+    bins = getattr(model.base_model(**batch), "bin_mask", None)
+    mask = batch["attention_mask"] if bins is None else bins.long()
     for weights_BHLL in outputs.attentions:
         assert weights_BHLL.shape[-2:] == (mask.shape[1], mask.shape[1])
         from_real = weights_BHLL.transpose(1, 2)[mask.bool()]

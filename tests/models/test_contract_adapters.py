@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract_cases import Batch, Case, cases, head_keys, objective, output, randomized
+from contract_cases import Batch, Case, cases_without, head_keys, objective, output, randomized
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -13,6 +13,8 @@ import genesplice_hf  # noqa: F401, registers the adapter targets
 from genesplice_hf.adaptation.adapt import adapt, merge
 from genesplice_hf.adaptation.adapter_files import load_adapter, save_adapter
 from genesplice_hf.adaptation.targets import task_head_name
+
+cases = cases_without("both_strands")
 
 METHODS = ["lora", "ia3", "layer_norm"]
 both = pytest.mark.parametrize("method", METHODS)

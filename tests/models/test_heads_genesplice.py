@@ -10,7 +10,7 @@ import torch
 from tiny_genesplice import FORMS, random_bases, tiny, tiny_config
 
 from genesplice_hf.heads.pooling import masked_max, masked_mean
-from genesplice_hf.layers.window_transformer import StemCache
+from genesplice_hf.layers.hierarchical_cache import GeneSpliceCache
 from genesplice_hf.models.genesplice.modeling_genesplice import (
     GeneSpliceForCausalLM,
     GeneSpliceForMaskedLM,
@@ -248,12 +248,12 @@ def test_a_prompt_may_be_read_in_any_pieces(chunks, is_padded) -> None:
         cache.crop(100)
 
 
-@pytest.mark.parametrize(("form", "is_decoder"), [("hierarchical", True), ("hierarchical", False), ("flat", False)])
-def test_only_causal_flat_models_have_a_cache(form, is_decoder) -> None:
-    model, ids = tiny(GeneSpliceModel, form, is_decoder=is_decoder), random_bases(1, 20)
+@BOTH_FORMS
+def test_only_causal_models_have_a_cache(form) -> None:
+    model, ids = tiny(GeneSpliceModel, form), random_bases(1, 20)
     assert model(input_ids=ids, use_cache=True).past_key_values is None
-    with pytest.raises(ValueError, match="`past_key_values` needs a causal flat config"):
-        model(input_ids=ids, past_key_values=StemCache())
+    with pytest.raises(ValueError, match="`past_key_values` needs a causal config"):
+        model(input_ids=ids, past_key_values=GeneSpliceCache())
 
 
 def test_a_repeat_is_learned() -> None:

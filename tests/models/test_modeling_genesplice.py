@@ -10,7 +10,7 @@ from tiny_genesplice import FORMS, change_base, random_bases, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from genesplice_hf.errors import SequenceError
-from genesplice_hf.layers.window_transformer import run_blocks
+from genesplice_hf.layers.window_transformer import WindowedBlock, run_blocks
 from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
 
 BOTH_FORMS = pytest.mark.parametrize("form", FORMS)
@@ -176,10 +176,31 @@ def test_recorded_states_follow_the_blocks(form, is_decoder) -> None:
     out = model(input_ids=random_bases(2, 40), output_hidden_states=True, output_attentions=True)
     hierarchical = [(128, 16), (8, 24), (1, 32), (8, 24), (128, 16)]
     blocks = [(40, 16)] * 2 if form == "flat" else hierarchical
-    assert [weights.shape[-1] for weights in out.attentions] == [length for length, _ in blocks]
-    before_and_after = [blocks[0], *blocks[:-1], (40, 16)]
-    assert [tuple(state.shape[1:]) for state in out.hidden_states] == before_and_after
+    tower = [40, 40] if form == "flat" else [1]
+    assert [weights.shape[-1] for weights in out.attentions] == tower
+    assert [tuple(state.shape[1:]) for state in out.hidden_states] == [*blocks, (40, 16)]
     assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
+
+
+@DIRECTIONS
+@BOTH_FORMS
+def test_recorded_states_are_the_inputs_of_the_blocks(form, is_decoder) -> None:
+    model = tiny(GeneSpliceModel, form, is_decoder=is_decoder, num_tower_layers=2)
+    inputs = []
+    for block in (module for module in model.modules() if isinstance(module, WindowedBlock)):
+        block.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    out = model(input_ids=random_bases(2, 300), output_hidden_states=True)
+    assert len(out.hidden_states) == len(inputs) + 1 == model.config.num_hidden_layers + 1
+    assert all(torch.equal(state, given) for state, given in zip(out.hidden_states, inputs, strict=False))
+
+
+@BOTH_FORMS
+def test_attentions_of_an_implementation_that_keeps_none_are_refused(form) -> None:
+    model = tiny(GeneSpliceModel, form, attn_implementation="sdpa")
+    with pytest.raises(ValueError, match=r"`output_attentions` needs the eager implementation, not `sdpa`"):
+        model(input_ids=random_bases(1, 20), output_attentions=True)
+    with pytest.raises(ValueError, match="output_attentions"):
+        model.config.output_attentions = True
 
 
 @DIRECTIONS

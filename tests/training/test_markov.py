@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.markov import MarkovChain, base_codes, chain_predictions
+from training import markov
+from training.markov import MarkovChain, base_codes, chain_predictions, count, predictions
 
 COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A", "N": "N"}
 
@@ -87,3 +88,31 @@ def test_short_contexts_fall_back_to_the_longest_that_is_known(text) -> None:
 
 def test_letters_become_codes_in_alphabetical_order() -> None:
     assert base_codes("ACGTacgtNRn").tolist() == [0, 1, 2, 3, 0, 1, 2, 3, -1, -1, -1]
+
+
+@pytest.mark.parametrize("bases_at_a_time", [1, 70, 10**6])
+def test_counting_together_and_in_bundles_is_counting_alone(bases_at_a_time, monkeypatch) -> None:
+    """Sequences that share a bundle share no context."""
+    monkeypatch.setattr(markov, "_BASES_AT_A_TIME", bases_at_a_time)
+    chains = {order: MarkovChain(order) for order in (0, 2, 6, 11)}
+    count(chains, SEQUENCES)
+    for order, chain in chains.items():
+        expected = counted(SEQUENCES, order)
+        assert chain.counts.sum() - 4 ** (order + 1) == expected.total()
+        for (context, base), times in expected.items():
+            index = int("".join(str("ACGT".index(letter)) for letter in context) or "0", 4)
+            assert chain.counts[index, "ACGT".index(base)] == times + 1
+
+
+def test_one_sweep_gives_every_order_what_it_gives_alone() -> None:
+    chains = {order: MarkovChain(order).fit(SEQUENCES) for order in (0, 1, 4, 7)}
+    codes = base_codes(random_sequence(90, 5, "ACGTN"))
+    swept = dict(predictions(chains, (1, 4, 5, 7), codes))
+    assert list(swept) == [1, 4, 5, 7]
+    for order in (1, 4, 7):
+        own = chains[order].log_probabilities(codes)
+        known = ~np.isnan(own[:, 0])
+        assert np.array_equal(swept[order][known], own[known])
+        assert np.array_equal(swept[order], chain_predictions(chains, order, codes))
+        assert not np.isnan(swept[order]).any()
+    assert np.array_equal(swept[5], swept[4])

@@ -46,10 +46,12 @@ class GeneSpliceConfig(PreTrainedConfig):
         use_decoder: False leaves out the way back to bases; the output is one state per bin.
         rc_equivariant: both strands are read, and outputs of the reverse complement are the reversed outputs
             exactly; bidirectional models only, twice the cost.
+        token_strand_pairs: with it, the label of the other strand for every label of token classification (donor and
+            acceptor of either strand, say); None = itself.
         complement_map: id of the complement of every id, an involution.
         track_inputs: real channels per base (conservation, methylation, ...) added to the embedding; 0 = none.
         moe_num_experts: experts of the tower's feed-forward layers; 0 = dense.
-        moe_top_k: experts per token. moe_layers: "alternate" (every second tower layer) or "all".
+        moe_top_k: experts per token. moe_layers: "alternate" (the second, fourth, ... tower layer) or "all".
         moe_aux_weight, moe_z_weight: weight of the load-balancing and of the router z loss.
         qk_norm: RMSNorm of each head's queries and keys before rotation.
         classifier_pooling: "mean", "max", "bin_mean" or "attention", over real positions.
@@ -63,7 +65,7 @@ class GeneSpliceConfig(PreTrainedConfig):
     """
 
     model_type = "genesplice"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "router_logits"]
     # Module names that PEFT adapts by default.
     lora_targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     ia3_targets = ["k_proj", "v_proj", "down_proj"]
@@ -90,6 +92,7 @@ class GeneSpliceConfig(PreTrainedConfig):
     is_decoder: bool = False
     use_decoder: bool = True
     rc_equivariant: bool = False
+    token_strand_pairs: list[int] | None = None
     complement_map: list[int] | None = None
     track_inputs: int = 0
     moe_num_experts: int = 0
@@ -223,9 +226,15 @@ class GeneSpliceConfig(PreTrainedConfig):
             )
 
     def validate_strands(self) -> None:
-        """Both strands are read only where no order of time exists."""
+        """Both strands are read only where no order of time exists, and labels pair with each other."""
         if self.rc_equivariant and self.is_decoder:
             raise ValueError("`rc_equivariant` reads both strands, so `is_decoder` must be False; unset one of them.")
+        pairs = self.token_strand_pairs
+        if pairs is not None and not _is_involution(pairs, self.num_labels):
+            raise ValueError(
+                f"`token_strand_pairs` must map each of the {self.num_labels} labels to that of the other strand and "
+                f"back, got {pairs}."
+            )
 
     def validate_experts(self) -> None:
         """A token can only be sent to as many experts as exist."""
@@ -270,7 +279,7 @@ def _warn_unknown(config_class: type, unknown: dict[str, Any]) -> None:
     known += list(getattr(PreTrainedConfig, "__dataclass_fields__", {}))
     # Keys that transformers takes out of the keyword arguments, or writes into config.json by itself.
     ignored = {"transformers_version", "model_type", "auto_map", "name_or_path", "torch_dtype"}
-    ignored |= {"attn_implementation", "experts_implementation", "per_layer_config"}
+    ignored |= {"attn_implementation", "experts_implementation", "per_layer_config", "pretraining_options"}
     for name in unknown:
         if name in known or name in ignored or name.startswith("_"):
             continue
