@@ -4,7 +4,7 @@ Everything also runs on a CPU (`device="cpu"`), where it only shows that the cod
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -27,8 +27,8 @@ IMPLEMENTATIONS = {
 }
 
 
-def parity(length: int, device: str = "cuda") -> dict[str, Any]:
-    """Each implementation in bf16 against eager in float32, same weights and bases.
+def parity(length: int, device: str = "cuda", names: Sequence[str] = tuple(IMPLEMENTATIONS)) -> dict[str, Any]:
+    """The named implementations in bf16 against eager in float32, same weights and bases.
 
     Returns:
         Per implementation the largest difference of the states relative to the largest state, or why it cannot run.
@@ -37,10 +37,10 @@ def parity(length: int, device: str = "cuda") -> dict[str, Any]:
     ids = torch.randint(5, 9, (1, length), device=device)
     expected = _states(reference, ids, "eager")
     differences: dict[str, Any] = {}
-    for name, implementation in IMPLEMENTATIONS.items():
+    for name in names:
         # A missing library or kernel is a finding of this cell, not a failure of the benchmark.
         try:
-            model = nano(implementation, device, torch.bfloat16)
+            model = nano(IMPLEMENTATIONS[name], device, torch.bfloat16)
             model.load_state_dict(reference.state_dict())
             found = _states(model, ids, name)
         except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:

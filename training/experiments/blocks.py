@@ -25,7 +25,7 @@ from training.corpus import region_of
 from training.markov import MarkovChain, base_codes, count, predictions
 
 MASK_SEED = 1_000_003  # of the held-out masks; training seeds are small numbers
-MARKOV_ORDERS = (0, 3, 5, 8, 11)
+MARKOV_ORDERS = (0, 3, 5, 8)
 
 
 class Block(NamedTuple):
