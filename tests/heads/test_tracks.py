@@ -93,7 +93,7 @@ def test_predictions_of_zero_are_finite(kind) -> None:
 
 
 def test_the_weight_of_the_total() -> None:
-    predictions, targets, mask = counts()
+    predictions, targets, _ = counts()
     targets = targets.nan_to_num(2.0)
     valid = torch.ones_like(targets, dtype=torch.bool)
     parts = [poisson_multinomial_loss(predictions, targets, valid, weight) for weight in (0.0, 1.0, 3.0)]
