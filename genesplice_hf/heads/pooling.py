@@ -28,6 +28,8 @@ class AttentionPooling(nn.Module):
         self.query = nn.Linear(hidden_size, 1, bias=False)
 
     def forward(self, x_BLE: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-        scores = self.query(x_BLE).squeeze(-1).float()
+        scores = self.query(x_BLE).squeeze(-1)
+        # Half precision is too coarse for a softmax over many tokens.
+        scores = scores if scores.dtype == torch.float64 else scores.float()
         weights = scores.masked_fill(~mask_BL, torch.finfo(scores.dtype).min).softmax(-1) * mask_BL
         return (weights[..., None].to(x_BLE.dtype) * x_BLE).sum(1)

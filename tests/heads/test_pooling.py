@@ -40,7 +40,7 @@ def test_attention(x, attention) -> None:
     for tokens in rows_of(x):
         scores = [(token * attention.query.weight[0]).sum().exp() for token in tokens]
         expected.append(sum(score * token for score, token in zip(scores, tokens, strict=True)) / sum(scores))
-    torch.testing.assert_close(attention(x, MASK), torch.stack(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(attention(x, MASK), torch.stack(expected), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["mean", "max", "attention"])
