@@ -50,8 +50,9 @@ def test_integrated_gradients_of_a_linear_model_is_weight_minus_mean_weight():
 
 @pytest.mark.parametrize("baseline", ["bases", "zero"])
 @pytest.mark.parametrize("with_ends", [False, True])
-@pytest.mark.parametrize("model", [ToyModel(Smooth()).train(), tiny_bert()], ids=["conv", "bert"])
-def test_completeness(model, with_ends, baseline):
+@pytest.mark.parametrize("make", [lambda: ToyModel(Smooth()).train(), tiny_bert], ids=["conv", "bert"])
+def test_completeness(make, with_ends, baseline):
+    model = make()
     tokenizer = single_base_tokenizer(with_ends)
     result = integrated_gradients(model, tokenizer, SEQUENCE, baseline=baseline, steps=128)
     change = result.score - result.baseline_score
