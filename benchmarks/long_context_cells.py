@@ -26,21 +26,12 @@ MASK_TOKEN = 4
 # Enough to load every kernel; see `measuring` for what happens to its memory.
 WARM_UP_TOKENS = 256
 WINDOW = {"heads": 2, "head_dim": 32, "radius": 128}
-SMALL = {
-    "hidden_sizes": [96, 192, 512],
-    "num_attention_heads": [3, 6, 8],
-    "head_dims": [32, 32, 64],
-    "intermediate_sizes": [256, 512, 1408],
-    "num_encoder_layers": [1, 2],
-    "num_tower_layers": 8,
-    "num_decoder_layers": [1, 2],
-}
 PERFORMER = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
 
 
 def hierarchical_config(size: str) -> GeneSpliceConfig:
     """The `nano` (default) or `small` configuration."""
-    return GeneSpliceConfig(**({} if size == "nano" else SMALL))
+    return GeneSpliceConfig() if size == "nano" else GeneSpliceConfig.small()
 
 
 def full_attention_config(size: str) -> GeneSpliceConfig:

@@ -124,6 +124,7 @@ CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"num_attention_heads": 3}, "num_attention_heads"),
         ({"hidden_size": 30, "position_scheme": "concat"}, "hidden_size"),
         ({"position_scheme": "concat", "tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"stem_kernel_size": 4}, "stem_kernel_size"),
         ({"slim_chunk_size": 0}, "slim_chunk_size"),
         ({"slim_chunk_size": 8, "hidden_dropout": 0.1}, "hidden_dropout"),
         ({"attention_block_size": 0}, "attention_block_size"),

@@ -119,17 +119,18 @@ class LinearCache(Cache):
     Attributes:
         states: one `LinearState` per layer; None before the first call.
         seen_B: real tokens of each row so far, which is the position of the next one.
+        stem_inputs: (B, kernel size - 1, E) last token embeddings, for models with a convolution before the layers.
     """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.states: list[LinearState] | None = None
-        self.seen_B: torch.Tensor | None = None
-        self._length = 0
+        self.reset()
 
-    def advance(self, states: list[LinearState], seen_B: torch.Tensor, num_tokens: int) -> None:
+    def advance(
+        self, states: list[LinearState], seen_B: torch.Tensor, num_tokens: int, stem_inputs: torch.Tensor | None = None
+    ) -> None:
         """Takes over the sums after `num_tokens` more tokens, padding included."""
-        self.states, self.seen_B = states, seen_B
+        self.states, self.seen_B, self.stem_inputs = states, seen_B, stem_inputs
         self._length += num_tokens
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -143,7 +144,11 @@ class LinearCache(Cache):
         return False
 
     def reset(self) -> None:
-        self.states, self.seen_B, self._length = None, None, 0
+        """Forgets everything."""
+        self.states: list[LinearState] | None = None
+        self.seen_B: torch.Tensor | None = None
+        self.stem_inputs: torch.Tensor | None = None
+        self._length = 0
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -161,3 +166,5 @@ class LinearCache(Cache):
         if self.states is not None and self.seen_B is not None:
             self.states = [LinearState(*map(change, state)) for state in self.states]
             self.seen_B = change(self.seen_B)
+        if self.stem_inputs is not None:
+            self.stem_inputs = change(self.stem_inputs)

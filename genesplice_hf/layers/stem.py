@@ -16,7 +16,7 @@ class ConvStem(nn.Conv1d):
     def __init__(self, hidden_size: int, kernel_size: int, is_causal: bool) -> None:
         super().__init__(hidden_size, hidden_size, kernel_size)
         self.reach = kernel_size - 1
-        self.is_causal = is_causal
+        self.left = self.reach if is_causal else self.reach // 2
 
     def forward(  # type: ignore[override]
         self, x_BLE: torch.Tensor, mask: torch.Tensor | None, cache: LevelCache | None = None
@@ -25,7 +25,9 @@ class ConvStem(nn.Conv1d):
         if cache is not None:
             wide = cache.extend_stem(x_BLE, self.reach)
         else:
-            left = self.reach if self.is_causal else self.reach // 2
-            wide = nn.functional.pad(x_BLE, (0, 0, left, self.reach - left))
-        mixed = super().forward(wide.transpose(1, 2)).transpose(1, 2)
-        return zero_padding(x_BLE + nn.functional.gelu(mixed), mask)
+            wide = nn.functional.pad(x_BLE, (0, 0, self.left, self.reach - self.left))
+        return zero_padding(x_BLE + self.neighbours(wide), mask)
+
+    def neighbours(self, wide: torch.Tensor) -> torch.Tensor:
+        """gelu(convolution), (B, L, E), of L tokens with `left` before and `reach - left` after them in `wide`."""
+        return nn.functional.gelu(super().forward(wide.transpose(1, 2)).transpose(1, 2))

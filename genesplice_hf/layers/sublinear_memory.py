@@ -29,6 +29,7 @@ from genesplice_hf.layers.sublinear_walks import (
     ChunkedStack,
     Cotangent,
     GradientSums,
+    ReversedCausalWalk,
     Walk,
 )
 
@@ -125,7 +126,7 @@ def _check_sizes(length: int, chunk_size: int, mask: torch.Tensor | None) -> Non
 
 def _walk(stack: ChunkedStack, is_causal: bool, states: str, strategy: str) -> Walk:
     if is_causal:
-        return CausalWalk(stack, states == "reverse")
+        return ReversedCausalWalk(stack) if states == "reverse" else CausalWalk(stack)
     if strategy == "checkpoint" or (strategy == "auto" and len(stack.layers) >= CHECKPOINT_FROM_LAYERS):
         return CheckpointedWalk(stack)
     return BidirectionalWalk(stack)

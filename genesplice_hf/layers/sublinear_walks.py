@@ -8,7 +8,7 @@ Shapes: B batch, L tokens, C chunk, E hidden size, H heads, M features, D head s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
@@ -110,59 +110,130 @@ class ChunkedStack:
 
 
 class CausalWalk:
-    """Forward in time carrying the sums, then backward in time carrying their gradient."""
+    """Forward in time carrying the sums, then backward in time carrying their gradient ("store").
 
-    def __init__(self, stack: ChunkedStack, reverse: bool) -> None:
+    The sums at the end of every chunk but the last are kept.
+    """
+
+    def __init__(self, stack: ChunkedStack) -> None:
         self.stack = stack
-        self.reverse = reverse
 
     def forward(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Keeps the sums at the end of every chunk but the last ("store") or of the last ("reverse")."""
+        """Keeps the sums that every chunk but the first starts from."""
         stack, loss, kept = self.stack, None, []
         states: list[LinearState | None] = [None] * len(stack.layers)
         for span in stack.spans:
-            if not self.reverse and span[0] > 0:
-                kept += flat(states)
+            kept += flat(states)
             x_BCE = stack.embed(*span)
             for index, layer in enumerate(stack.layers):
-                x_BCE, states[index] = layer(x_BCE, stack.mask_of(span), states[index], True)
+                x_BCE, states[index] = self.through(index, layer, x_BCE, stack.mask_of(span), states[index])
             loss = added(loss, stack.head_loss(x_BCE, *span))
-        return loss, flat(states) if self.reverse else kept
+        return loss, self.keep(kept, states)
+
+    def through(
+        self, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, start: LinearState | None
+    ) -> tuple[torch.Tensor, LinearState]:
+        """One chunk through a layer, and the sums after it."""
+        return layer(x_BCE, mask, start, True)
+
+    def keep(self, starts: list[torch.Tensor], ends: Sequence[LinearState | None]) -> list[torch.Tensor]:
+        """What the backward pass needs, of the sums before every chunk but the first and those after the last."""
+        return starts
+
+    def begin(self, kept: Sequence[torch.Tensor]) -> None:
+        """Takes over what `keep` gave."""
+        self._stored = unflat(kept)
+
+    def start_of(
+        self, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, is_first: bool
+    ) -> LinearState | None:
+        """The sums before the chunk; asked layer by layer, from the last chunk to the first."""
+        if is_first:
+            return None
+        per_chunk = len(self.stack.layers)
+        start = self._stored[index - per_chunk]
+        if index == per_chunk - 1:
+            self._stored = self._stored[:-per_chunk]
+        return start
 
     def backward(self, kept: Sequence[torch.Tensor], upstream: torch.Tensor, sums: GradientSums) -> None:
-        stored = unflat(kept)
-        per_chunk = len(self.stack.layers)
-        cotangents: list[Cotangent] = [None] * (2 * per_chunk)
+        self.begin(kept)
+        cotangents: list[Cotangent] = [None] * (2 * len(self.stack.layers))
         for span in reversed(self.stack.spans):
-            known = stored[-per_chunk:]
-            if not self.reverse:
-                stored = stored[:-per_chunk]
-            starts, ends, loss = self._rebuild(span, known)
-            leaves = [] if span[0] == 0 else flat(starts)
-            cotangents = sums.pull_back([loss, *flat(ends)], [upstream, *cotangents], leaves)
-            if self.reverse:
-                stored = starts
+            starts, ends, loss = self._rebuild(span)
+            cotangents = sums.pull_back([loss, *flat(ends)], [upstream, *cotangents], flat(starts))
 
-    def _rebuild(
-        self, span: Span, known: Sequence[LinearState]
-    ) -> tuple[list[LinearState], list[LinearState], torch.Tensor]:
+    def _rebuild(self, span: Span) -> tuple[list[LinearState], list[LinearState], torch.Tensor]:
         """The chunk's graph: its start states as leaves, its end states and its loss."""
         stack, starts, ends = self.stack, [], []
         mask_BC, x_BCE = stack.mask_of(span), stack.embed(*span)
         for index, layer in enumerate(stack.layers):
-            start = None
-            if span[0] > 0:
-                start = leaf(self._before(layer, x_BCE, mask_BC, known[index]) if self.reverse else known[index])
-                starts.append(start)
+            with torch.no_grad():
+                known = self.start_of(index, layer, x_BCE, mask_BC, span[0] == 0)
+            start = None if known is None else leaf(known)
+            starts += [] if start is None else [start]
             x_BCE, end = layer(x_BCE, mask_BC, start, True)
             ends.append(end)
         return starts, ends, stack.head_loss(x_BCE, *span)
 
-    @staticmethod
-    def _before(layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, end: LinearState) -> LinearState:
-        with torch.no_grad():
-            own = layer.sums(x_BCE, mask)
-            return LinearState(end.numerator - own.numerator, end.denominator - own.denominator)
+
+class ReversedCausalWalk(CausalWalk):
+    """As `CausalWalk`, but only the last sums are kept, and chunk after chunk is subtracted from them ("reverse").
+
+    A difference of floats is not what was there before the sum. So the sums are carried together with what rounding
+    cut off (Knuth's exact sum of two floats, TAOCP 2, 4.2.2, theorem B), and come back as they were.
+    """
+
+    def forward(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Keeps the last sums and what rounding cut off from them."""
+        self._exact: list[ExactState | None] = [None] * len(self.stack.layers)
+        return super().forward()
+
+    def through(
+        self, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, start: LinearState | None
+    ) -> tuple[torch.Tensor, LinearState]:
+        own = layer.sums(x_BCE, mask)
+        self._exact[index] = exact = plus_exactly(self._exact[index], own)
+        return layer(x_BCE, mask, start, True)[0], exact.rounded
+
+    def keep(self, starts: list[torch.Tensor], ends: Sequence[LinearState | None]) -> list[torch.Tensor]:
+        return [tensor for exact in self._exact if exact is not None for state in exact for tensor in state]
+
+    def begin(self, kept: Sequence[torch.Tensor]) -> None:
+        states = unflat(kept)
+        self._exact = [ExactState(*pair) for pair in zip(states[::2], states[1::2], strict=True)]
+
+    def start_of(
+        self, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, is_first: bool
+    ) -> LinearState | None:
+        if is_first:
+            return None
+        own = layer.sums(x_BCE, mask)
+        self._exact[index] = exact = plus_exactly(self._exact[index], LinearState(-own.numerator, -own.denominator))
+        return exact.rounded
+
+
+class ExactState(NamedTuple):
+    """Sums as they are rounded, and what rounding cut off."""
+
+    rounded: LinearState
+    residue: LinearState
+
+
+def plus_exactly(state: ExactState | None, own: LinearState) -> ExactState:
+    """state + own with twice the digits."""
+    if state is None:
+        return ExactState(own, LinearState(*map(torch.zeros_like, own)))
+    pairs = [_two_sum(total, rest, part) for total, rest, part in zip(*state, own, strict=True)]
+    return ExactState(*(LinearState(*side) for side in zip(*pairs, strict=True)))
+
+
+def _two_sum(total: torch.Tensor, rest: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rough = total + part
+    virtual = rough - total
+    rest = rest + ((total - (rough - virtual)) + (part - virtual))
+    exact = rough + rest
+    return exact, rest - (exact - rough)
 
 
 class BidirectionalWalk:

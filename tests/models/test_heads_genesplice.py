@@ -127,6 +127,19 @@ def test_the_last_logits_alone() -> None:
     assert torch.equal(model(input_ids=ids, logits_to_keep=3).logits, whole[:, -3:])
 
 
+@pytest.mark.parametrize("kept", [5, torch.tensor([0, 17, 139])], ids=["last", "chosen"])
+def test_the_loss_of_the_computed_logits(kept) -> None:
+    """Each computed logit is asked for the base after it; the last base of the row has none."""
+    model, ids = tiny(GeneSpliceForCausalLM, "hierarchical", is_decoder=True), random_bases(2, 140)
+    out = model(input_ids=ids, labels=ids, logits_to_keep=kept)
+    places = [*range(135, 139)] if isinstance(kept, int) else [0, 17]
+    whole = model(input_ids=ids).logits
+    expected = torch.nn.functional.cross_entropy(
+        whole[:, places].flatten(0, 1), ids[:, [place + 1 for place in places]].flatten()
+    )
+    torch.testing.assert_close(out.loss, expected)
+
+
 @BOTH_FORMS
 @pytest.mark.parametrize("num_items", [None, 1000])
 def test_a_label_per_base(form, num_items) -> None:

@@ -327,6 +327,18 @@ def test_features_stay_or_are_redrawn() -> None:
     assert all(torch.equal(*pair) for pair in zip(redrawn[3:], elsewhere[3:], strict=True))
 
 
+def test_a_classifier_pools_with_the_features_of_its_pass() -> None:
+    """Where new features are due, chunks and whole sequences see the same ones."""
+    fields = {"feature_map": "favor+", "feature_redraw": "interval", "feature_redraw_interval": 1}
+    ids, results = torch.randint(5, 9, (2, 20)), []
+    for chunk_size in (-1, 7):
+        model = tiny(PerformerForSequenceClassification, **fields).train()
+        for _ in range(3):
+            outputs = model(ids, labels=torch.tensor([0, 1]), slim_chunk_size=chunk_size)
+        results.append(outputs.logits)
+    torch.testing.assert_close(*results)
+
+
 # What is refused, and what is not available while training in chunks
 
 

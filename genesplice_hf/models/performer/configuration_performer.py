@@ -28,6 +28,9 @@ class PerformerConfig(PreTrainedConfig):
         norm_placement: "pre" = before each branch, "branch" = on its output, before the skip is added.
         output_projection, final_norm: a projection after attention, a norm after the last layer.
         position_scheme: sine and cosine added to the embedding, concatenated with one of half the width, or none.
+        stem_kernel_size: odd; before the layers a convolution over so many tokens joins the embedding (those before a
+            token when causal, those around it otherwise). 0 = none, as published. Running sums blur the order
+            of neighbours; this keeps it.
         position_base: period of the slowest pair over 2 pi, in tokens.
         denominator_eps: added to the attention's denominators.
         slim_chunk_size: C. Training on labels works through sequences longer than C in chunks of C, with the memory
@@ -67,6 +70,7 @@ class PerformerConfig(PreTrainedConfig):
     output_projection: bool = True
     final_norm: bool = True
     position_scheme: Literal["add", "concat", "none"] = "add"
+    stem_kernel_size: int = 0
     position_base: float | int = 10000
     denominator_eps: float | int = 1e-6
     layer_norm_eps: float = 1e-5
@@ -142,6 +146,11 @@ class PerformerConfig(PreTrainedConfig):
             raise ValueError(
                 "`tie_word_embeddings` needs embeddings as wide as the states; position_scheme='concat' halves them."
             )
+
+    def validate_stem(self) -> None:
+        """The stem's kernel has a centre."""
+        if self.stem_kernel_size < 0 or (self.stem_kernel_size and self.stem_kernel_size % 2 == 0):
+            raise ValueError(f"`stem_kernel_size` must be odd, or 0 for none, got {self.stem_kernel_size}.")
 
     def validate_chunks(self) -> None:
         """Chunks have a size, and nothing random happens in what is computed twice."""

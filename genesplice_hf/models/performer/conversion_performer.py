@@ -137,6 +137,7 @@ def _demand_published(model: PreTrainedModel) -> None:
             ("output_projection", False),
             ("final_norm", False),
             ("position_scheme", "concat"),
+            ("stem_kernel_size", 0),
             ("feature_redraw", "fixed"),
         )
         if getattr(config, name) != wanted

@@ -224,6 +224,7 @@ class PerformerForSequenceClassification(PerformerWithHead):
                 f"`classifier_pooling`={self.config.classifier_pooling!r} has no sub-linear gradient; use 'mean', or "
                 "`slim_chunk_size=-1` (more memory)."
             )
+        self.performer.count_training_pass()
         stream = self.performer.open(**inputs)
         pooled_BE = self._pooled(stream, slim_chunk_size).requires_grad_()
         one_token = torch.ones(pooled_BE.shape[0], 1, dtype=torch.bool, device=pooled_BE.device)

@@ -1,6 +1,7 @@
 """The SLiM Performer without a head: a transformer whose attention is running sums.
 
-    x = input_map(ids) and positions;  each layer: x + attention(norm(x)), then x + V(act(U(norm(x))));  final norm
+    x = input_map(ids) [+ gelu(stem convolution)] and positions
+    each layer: x + attention(norm(x)), then x + V(act(U(norm(x))));  final norm
 
 (Likhosherstov et al., Sub-linear memory: how to make Performers SLiM, arXiv 2012.11346.)
 
@@ -20,8 +21,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from genesplice_hf.errors import SequenceError
+from genesplice_hf.layers.hierarchical import take_tokens
 from genesplice_hf.layers.linear_attention import LinearCache, add_states
 from genesplice_hf.layers.padding import demand_one_input, real_positions, zero_padding
+from genesplice_hf.layers.stem import ConvStem
 from genesplice_hf.layers.strict_loading import StrictPreTrainedModel
 from genesplice_hf.models.performer.configuration_performer import PerformerConfig
 from genesplice_hf.models.performer.modeling_performer_layer import PerformerAttention, PerformerLayer
@@ -36,6 +39,7 @@ class TokenStream:
         mask: (B, L) bool, None = all real.
         offset: position of column 0, (B, 1) or one number; positions count from the first real token of each row.
         seen: real tokens of each row before and in this stream, (B,), for the cache.
+        before: (B, kernel size - 1, embedding size) tokens before column 0, for the stem; None = there are none.
     """
 
     input_ids: torch.Tensor | None
@@ -43,6 +47,7 @@ class TokenStream:
     mask: torch.Tensor | None
     offset: torch.Tensor | int
     seen: torch.Tensor
+    before: torch.Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -77,6 +82,9 @@ class PerformerPreTrainedModel(StrictPreTrainedModel):
             # Residual outputs shrink with depth, so that the variance of the sum does not grow with it.
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
+        if isinstance(module, nn.Embedding) and not self.config.tie_word_embeddings:
+            # As published: as large as the sinusoids that it meets, which would drown it otherwise.
+            init.normal_(module.weight, mean=0.0, std=1.0)
         if isinstance(module, PerformerAttention) and module.features is not None:
             init.copy_(module.features, module.draw_features())
 
@@ -94,6 +102,8 @@ class PerformerModel(PerformerPreTrainedModel):
         super().__init__(config)
         # No `padding_idx`: the published model trains this row as any other, and masks hide it here.
         self.input_map = nn.Embedding(config.vocab_size, config.embedding_size)
+        kernel = config.stem_kernel_size
+        self.stem = ConvStem(config.embedding_size, kernel, config.is_decoder) if kernel else None
         self.layers = nn.ModuleList(PerformerLayer(config) for _ in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.final_norm else None
         redraws = config.feature_redraw == "interval"
@@ -170,26 +180,55 @@ class PerformerModel(PerformerPreTrainedModel):
         demand_one_input(input_ids, inputs_embeds)
         given: Any = inputs_embeds if input_ids is None else input_ids
         batch, length = given.shape[:2]
-        past = None if cache is None else cache.seen_B
+        past, before = (None, None) if cache is None else (cache.seen_B, cache.stem_inputs)
         mask = _mask_of_new(attention_mask, length, cache)
         seen = torch.zeros(batch, dtype=torch.int64, device=given.device) if past is None else past
         if mask is None:
-            return TokenStream(input_ids, inputs_embeds, None, 0 if past is None else seen[:, None], seen + length)
+            offset = 0 if past is None else seen[:, None]
+            return TokenStream(input_ids, inputs_embeds, None, offset, seen + length, before)
         first = mask.int().argmax(1)
-        return TokenStream(input_ids, inputs_embeds, mask, (seen - first)[:, None], seen + mask.sum(1))
+        return TokenStream(input_ids, inputs_embeds, mask, (seen - first)[:, None], seen + mask.sum(1), before)
 
     def embed(self, stream: TokenStream, start: int, stop: int) -> torch.Tensor:
         """(B, stop - start, E) input of the first layer."""
-        if stream.input_ids is not None:
-            x = self.input_map(stream.input_ids[:, start:stop])
-        else:
-            x = stream.inputs_embeds[:, start:stop]  # type: ignore[index]
+        x = self._tokens(stream, start, stop) if self.stem is None else self._mixed(stream, self.stem, start, stop)
         if self.config.position_scheme == "none":
             return x
         positions = (torch.arange(start, stop, device=x.device)[None] + stream.offset).clamp(min=0)
         size = self.config.hidden_size if self.config.position_scheme == "add" else x.shape[-1]
         code = sinusoids(positions, size, self.config.position_base).to(x.dtype)
         return x + code if self.config.position_scheme == "add" else torch.cat([x, code.expand(*x.shape)], dim=-1)
+
+    def _tokens(self, stream: TokenStream, start: int, stop: int) -> torch.Tensor:
+        if stream.input_ids is not None:
+            return self.input_map(stream.input_ids[:, start:stop])
+        return stream.inputs_embeds[:, start:stop]  # type: ignore[index]
+
+    def _mixed(self, stream: TokenStream, stem: ConvStem, start: int, stop: int) -> torch.Tensor:
+        """Tokens with what the stem makes of them and of their neighbours, which may stand in other chunks."""
+        first, last = start - stem.left, stop + stem.reach - stem.left
+        inside = (max(first, 0), min(last, stream.length))
+        wide = zero_padding(self._tokens(stream, *inside), stream.mask_of(*inside))
+        if first < 0:
+            before = _before(stream, wide, stem.reach)
+            wide = torch.cat([before[:, first:], wide], dim=1)
+        wide = nn.functional.pad(wide, (0, 0, 0, last - inside[1]))
+        return wide[:, stem.left : stem.left + stop - start] + stem.neighbours(wide)
+
+    def _stem_inputs(self, stream: TokenStream) -> torch.Tensor | None:
+        """(B, kernel size - 1, embedding size): what the next call will find before its first column."""
+        if self.stem is None:
+            return None
+        reach, given = self.stem.reach, stream.inputs_embeds if stream.input_ids is None else stream.input_ids
+        assert given is not None  # `open` has seen to it
+        columns = torch.arange(stream.length, device=given.device) + 1
+        ends = columns[-1:] if stream.mask is None else (columns * stream.mask).amax(1)
+        index = (ends[:, None] - reach + columns.new_tensor(range(reach))).expand(given.shape[0], -1)
+        picked = take_tokens(given, index.clamp(min=0))
+        x = self.input_map(picked) if stream.input_ids is not None else picked
+        x = zero_padding(x, None if stream.mask is None else take_tokens(stream.mask, index.clamp(min=0)))
+        older = take_tokens(_before(stream, x, reach), (index + reach).clamp(max=reach - 1))
+        return torch.where((index < 0)[..., None], older, x)
 
     def finish(self, x_BCE: torch.Tensor, mask_BC: torch.Tensor | None) -> torch.Tensor:
         """What follows the last layer: the final norm, and zeros at padding."""
@@ -220,7 +259,7 @@ class PerformerModel(PerformerPreTrainedModel):
                 x, states[index] = layer(x, mask, states[index], True, output_attentions)
             yield self.finish(x, mask)
         if cache is not None:
-            cache.advance(states, stream.seen, stream.length)
+            cache.advance(states, stream.seen, stream.length, self._stem_inputs(stream))
 
     def _bidirectional_states(
         self, stream: TokenStream, spans: list[tuple[int, int]], output_attentions: bool
@@ -261,6 +300,11 @@ class PerformerModel(PerformerPreTrainedModel):
             old = layer.attention.features
             # A new tensor, for a graph that still waits for its backward pass holds the old one.
             layer.attention.features = layer.attention.draw_features(generator).to(old)
+
+
+def _before(stream: TokenStream, like: torch.Tensor, reach: int) -> torch.Tensor:
+    """The `reach` tokens before column 0, zeros where the sequence begins there."""
+    return like.new_zeros(like.shape[0], reach, like.shape[-1]) if stream.before is None else stream.before
 
 
 def sinusoids(positions: torch.Tensor, size: int, base: float) -> torch.Tensor:

@@ -118,8 +118,10 @@ class PerformerWithHead(PerformerPreTrainedModel):
     def chunked_loss(
         self, stream: TokenStream, head_loss: HeadLoss, slim_chunk_size: int | None, owner: nn.Module
     ) -> torch.Tensor:
-        """The sum of `head_loss` over the chunks, differentiable for the trainable parameters of `owner`."""
-        self.performer.count_training_pass()
+        """The sum of `head_loss` over the chunks, differentiable for the trainable parameters of `owner`.
+
+        The caller counts the training pass, before anything is computed with the random features of that pass.
+        """
 
         def finished(x_BCE: torch.Tensor, start: int, stop: int) -> torch.Tensor:
             return head_loss(self.performer.finish(x_BCE, stream.mask_of(start, stop)), start, stop)
@@ -144,6 +146,8 @@ class PerformerWithHead(PerformerPreTrainedModel):
         targets: Targets,
         slim_chunk_size: int | None,
     ) -> torch.Tensor:
+        self.performer.count_training_pass()
+
         def head_loss(x_BCE: torch.Tensor, start: int, stop: int) -> torch.Tensor:
             return targets.share(head(x_BCE), start, stop)
 
