@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from genesplice_hf.adaptation.freezing import freeze, freeze_batch_norm, unfreeze, unfreeze_batch_norm
-from genesplice_hf.adaptation.ia3 import ia3_config
+from genesplice_hf.adaptation.ia3 import freeze_ia3_parts, ia3_config
 from genesplice_hf.adaptation.layer_norm import layer_norm_config, quiet_layer_norm_warning
 from genesplice_hf.adaptation.lora import lora_config
 from genesplice_hf.adaptation.targets import task_head_name
@@ -96,6 +96,7 @@ def attach(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     freeze_batch_norm(model, skip=[head] if head else [])
     with quiet_layer_norm_warning():
         peft_model = get_peft_model(model, config)
+    freeze_ia3_parts(peft_model)
     # PEFT's task classes append "classifier" and "score" to the list whether the model has them or not.
     if config.modules_to_save:
         present = {name.rpartition(".")[2] for name, _ in model.named_modules()}

@@ -4,7 +4,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from peft import IA3Config
+import torch
+from peft import IA3Config, PeftModel
+from peft.tuners.ia3 import IA3Layer
 from transformers import PreTrainedModel
 
 from genesplice_hf.adaptation.targets import build_config, default_targets, require_matches
@@ -27,6 +29,34 @@ def ia3_config(model: PreTrainedModel, **options: Any) -> IA3Config:
     config = build_config(IA3Config, model, _defaults(model, options), options)
     _check_feedforward(require_matches(model, config), config.feedforward_modules)
     return config
+
+
+def freeze_ia3_parts(model: PeftModel) -> None:
+    """Keeps scales at 1 that IA3 does not learn: those of queries, where one module projects queries, keys and values.
+
+    Their gradient is set to zero, so that the adapter stays an ordinary one. The model's config class names them in
+    `ia3_frozen_parts`: module name -> (number of equal parts of its outputs, the parts that stay). Weight decay would
+    still move them.
+    """
+    parts = getattr(type(model.get_base_model().config), "ia3_frozen_parts", {})
+    for name, module in model.named_modules():
+        suffix = name.rpartition(".")[2]
+        if suffix in parts and isinstance(module, IA3Layer) and not module.is_feedforward:
+            for scale in module.ia3_l.values():
+                _freeze_parts(scale, *parts[suffix])
+
+
+def _freeze_parts(scale: torch.Tensor, num_parts: int, frozen: Collection[int]) -> None:
+    """Of the scales (outputs, 1) of one module."""
+    if not scale.requires_grad:
+        return
+    learned = torch.ones(num_parts, 1)
+    learned[list(frozen)] = 0
+
+    def mask(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * learned.repeat_interleave(len(gradient) // num_parts, dim=0).to(gradient)
+
+    scale.register_hook(mask)
 
 
 def _defaults(model: PreTrainedModel, options: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Shapes: B batch, L tokens, E hidden size.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -18,6 +20,25 @@ def masked_max(x_BLE: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
     lowest = torch.finfo(x_BLE.dtype).min
     peak = x_BLE.masked_fill(~mask_BL[..., None], lowest).amax(1)
     return peak * mask_BL.any(1, keepdim=True).to(peak.dtype)
+
+
+def first_real(x_BLE: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+    """The state of the first real token, (B, E); of column 0 in a row without one."""
+    return x_BLE[torch.arange(len(x_BLE), device=x_BLE.device), mask_BL.int().argmax(1)]
+
+
+def last_real(x_BLE: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+    """The state of the last real token, (B, E); of the last column in a row without one."""
+    return first_real(x_BLE.flip(1), mask_BL.flip(1))
+
+
+def without_special(
+    mask_BL: torch.Tensor, input_ids: torch.Tensor | None, special_token_ids: Sequence[int]
+) -> torch.Tensor:
+    """The mask less the positions of special tokens; as it is where there are no ids to tell them by."""
+    if input_ids is None or not special_token_ids:
+        return mask_BL
+    return mask_BL & ~torch.isin(input_ids, input_ids.new_tensor(list(special_token_ids)))
 
 
 class AttentionPooling(nn.Module):

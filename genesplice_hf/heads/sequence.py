@@ -9,22 +9,26 @@ import torch
 from torch import nn
 
 from genesplice_hf.heads.losses import weighted_cross_entropy
-from genesplice_hf.heads.pooling import AttentionPooling, masked_max, masked_mean
+from genesplice_hf.heads.pooling import AttentionPooling, first_real, last_real, masked_max, masked_mean
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+_POOLINGS = {"mean": masked_mean, "max": masked_max, "cls": first_real, "last": last_real, "pooler": first_real}
 
 
 class SequenceClassificationHead(nn.Module):
     """Pools the real positions, drops out and projects: (B, L, E) -> (B, C).
 
     All parameters of the head, the pooling query included, live here: the models call it `classifier`, which
-    is the name that PEFT trains and saves.
+    is the name that PEFT trains and saves. `pooling` is "mean", "max", "attention", "cls" (the first position),
+    "last", or "pooler" (BERT's: tanh of a projection of the first position).
     """
 
     def __init__(self, hidden_size: int, num_labels: int, pooling: str, dropout: float) -> None:
         super().__init__()
         self.pooling = pooling
         self.attention_pooling = AttentionPooling(hidden_size) if pooling == "attention" else None
+        self.pooler = nn.Linear(hidden_size, hidden_size) if pooling == "pooler" else None
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(hidden_size, num_labels)
 
@@ -34,7 +38,8 @@ class SequenceClassificationHead(nn.Module):
     def pool(self, x_BLE: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
         if self.attention_pooling is not None:
             return self.attention_pooling(x_BLE, mask_BL)
-        return masked_max(x_BLE, mask_BL) if self.pooling == "max" else masked_mean(x_BLE, mask_BL)
+        pooled_BE = _POOLINGS.get(self.pooling, masked_mean)(x_BLE, mask_BL)
+        return pooled_BE if self.pooler is None else self.pooler(pooled_BE).tanh()
 
 
 def infer_problem_type(declared: str | None, num_labels: int, labels: torch.Tensor) -> str:

@@ -27,6 +27,9 @@ def real_positions(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
             f"`attention_mask` must be (batch, length) with 1 = real, got shape {tuple(attention_mask.shape)}."
         )
     mask = attention_mask.bool()
+    if torch.compiler.is_compiling():
+        # A graph cannot branch on what a mask holds.
+        return mask
     if bool(mask.all()):
         return None
     rises = nn.functional.pad(mask, (1, 0)).to(torch.int8).diff(dim=1).eq(1).sum(1)

@@ -14,6 +14,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.errors import CheckpointError
+from genesplice_hf.models.dnabert2.conversion_dnabert2 import SOURCES as DNABERT2_SOURCES
+from genesplice_hf.models.nucleotide_transformer_v2.conversion_nucleotide_transformer_v2 import (
+    SOURCES as NUCLEOTIDE_TRANSFORMER_V2_SOURCES,
+)
 from genesplice_hf.models.performer.conversion_performer import SOURCES as PERFORMER_SOURCES
 
 logger = logging.getLogger(__name__)
@@ -54,7 +58,9 @@ class OriginalSource(Protocol):
         """The way back."""
 
 
-SOURCES: dict[str, OriginalSource] = {source.name: source() for source in (*PERFORMER_SOURCES,)}
+SOURCES: dict[str, OriginalSource] = {
+    source.name: source() for source in (*PERFORMER_SOURCES, *NUCLEOTIDE_TRANSFORMER_V2_SOURCES, *DNABERT2_SOURCES)
+}
 
 
 def from_original(
@@ -150,20 +156,22 @@ def _record(
 
 def _load(model: PreTrainedModel, tensors: dict[str, torch.Tensor], source: str) -> None:
     needed = model.state_dict()
+    named = getattr(SOURCES[source], "original_key", str)
     shapes = [
-        f"{key} is {tuple(tensors[key].shape)}, needs {tuple(needed[key].shape)}"
+        f"{named(key)} is {tuple(tensors[key].shape)}, needs {tuple(needed[key].shape)}"
         for key in sorted(tensors.keys() & needed.keys())
         if tensors[key].shape != needed[key].shape
     ]
     faults = {
-        "missing": sorted(needed.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - needed.keys()),
+        "missing": sorted(map(named, needed.keys() - tensors.keys())),
+        "unexpected": sorted(map(named, tensors.keys() - needed.keys())),
         "mis-shaped": shapes,
     }
     lines = [f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys]
     if lines:
+        whose = " (under our names)" if named is str else ""
         raise CheckpointError(
-            f"`state_dict` does not fit {type(model).__name__} of {source!r}; {'; '.join(lines)} (under our names). "
+            f"`state_dict` does not fit {type(model).__name__} of {source!r}; {'; '.join(lines)}{whose}. "
             "Check that `config` is the one that these tensors were trained with."
         )
     model.load_state_dict(tensors)

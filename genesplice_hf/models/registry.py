@@ -4,8 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from genesplice_hf.models.dnabert2.configuration_dnabert2 import DNABERT2Config
+from genesplice_hf.models.dnabert2.modeling_dnabert2 import (
+    DNABERT2ForMaskedLM,
+    DNABERT2ForSequenceClassification,
+    DNABERT2ForTokenClassification,
+)
+from genesplice_hf.models.dnabert2.modeling_dnabert2_base import DNABERT2Model
 from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
 from genesplice_hf.models.genesplice.modeling_genesplice import (
     GeneSpliceForCausalLM,
@@ -16,6 +24,17 @@ from genesplice_hf.models.genesplice.modeling_genesplice import (
 )
 from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
 from genesplice_hf.models.genesplice.modeling_genesplice_pretraining import GeneSpliceForPreTraining
+from genesplice_hf.models.nucleotide_transformer_v2.configuration_nucleotide_transformer_v2 import (
+    NucleotideTransformerV2Config,
+)
+from genesplice_hf.models.nucleotide_transformer_v2.modeling_nucleotide_transformer_v2 import (
+    NucleotideTransformerV2ForMaskedLM,
+    NucleotideTransformerV2ForSequenceClassification,
+    NucleotideTransformerV2ForTokenClassification,
+)
+from genesplice_hf.models.nucleotide_transformer_v2.modeling_nucleotide_transformer_v2_base import (
+    NucleotideTransformerV2Model,
+)
 from genesplice_hf.models.performer.configuration_performer import PerformerConfig
 from genesplice_hf.models.performer.modeling_performer import (
     PerformerForCausalLM,
@@ -91,6 +110,41 @@ def _tiny_performer(**overrides: Any) -> PerformerConfig:
     return PerformerConfig(**(fields | overrides))
 
 
+def _tiny_nucleotide_transformer_v2(**overrides: Any) -> NucleotideTransformerV2Config:
+    """Two layers over 3-mers."""
+    fields: dict[str, Any] = {
+        "vocab_size": 75,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        # Large enough for the paths through attention to show beside the skips.
+        "initializer_range": 0.1,
+    }
+    return NucleotideTransformerV2Config(**(fields | overrides))
+
+
+def _tiny_dnabert2(**overrides: Any) -> DNABERT2Config:
+    """Two layers with a number of heads that is no power of two."""
+    fields: dict[str, Any] = {
+        "vocab_size": 32,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 48,
+        "hidden_dropout_prob": 0.0,
+        "initializer_range": 0.05,
+    }
+    return DNABERT2Config(**(fields | overrides))
+
+
+def _tiny_bpe() -> Tokenizer:
+    """A few merges under the special tokens of DNABERT-2, whose own vocabulary comes with its weights."""
+    merges = [("A", "C"), ("G", "T"), ("T", "T"), ("AC", "G"), ("GT", "A")]
+    tokens = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *"ACGNT", *map("".join, merges)]
+    return Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, unk_token="[UNK]"))
+
+
 REGISTRY: dict[str, ModelEntry] = {
     "genesplice": ModelEntry(
         model_type="genesplice",
@@ -127,5 +181,35 @@ REGISTRY: dict[str, ModelEntry] = {
         tokenizer_kwargs={"preset": "genesplice"},
         card="slim-performer.md",
         causal_overrides={"is_decoder": True},
+    ),
+    "genesplice_nucleotide_transformer_v2": ModelEntry(
+        model_type="genesplice_nucleotide_transformer_v2",
+        config_class=NucleotideTransformerV2Config,
+        auto_classes={
+            "AutoModel": NucleotideTransformerV2Model,
+            "AutoModelForMaskedLM": NucleotideTransformerV2ForMaskedLM,
+            "AutoModelForSequenceClassification": NucleotideTransformerV2ForSequenceClassification,
+            "AutoModelForTokenClassification": NucleotideTransformerV2ForTokenClassification,
+        },
+        tiny_config=_tiny_nucleotide_transformer_v2,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_kmer",
+        tokenizer_class="KmerTokenizer",
+        tokenizer_kwargs={"preset": "nt_v2_3mer"},
+        card="nucleotide-transformer-v2.md",
+    ),
+    "genesplice_dnabert2": ModelEntry(
+        model_type="genesplice_dnabert2",
+        config_class=DNABERT2Config,
+        auto_classes={
+            "AutoModel": DNABERT2Model,
+            "AutoModelForMaskedLM": DNABERT2ForMaskedLM,
+            "AutoModelForSequenceClassification": DNABERT2ForSequenceClassification,
+            "AutoModelForTokenClassification": DNABERT2ForTokenClassification,
+        },
+        tiny_config=_tiny_dnabert2,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_bpe",
+        tokenizer_class="BPEDnaTokenizer",
+        tokenizer_kwargs={"tokenizer_object": _tiny_bpe()},
+        card="dnabert2.md",
     ),
 }

@@ -170,7 +170,11 @@ def test_gradient_checkpointing_is_plain(case: Case, use_reentrant: bool) -> Non
 
 
 def with_dropout(case: Case) -> dict[str, float]:
-    names = [field.name for field in fields(case.entry.config_class) if field.name.endswith("dropout")]
+    names = [
+        field.name
+        for field in fields(case.entry.config_class)
+        if field.name.endswith(("dropout", "dropout_prob")) and field.type is not bool
+    ]
     assert names, f"{case.row} has no dropout field"
     return dict.fromkeys(names, 0.3)
 
