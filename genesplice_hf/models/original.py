@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.errors import CheckpointError
 from genesplice_hf.models.dnabert2.conversion_dnabert2 import SOURCES as DNABERT2_SOURCES
+from genesplice_hf.models.hyenadna.conversion_hyenadna import SOURCES as HYENADNA_SOURCES
 from genesplice_hf.models.nucleotide_transformer_v2.conversion_nucleotide_transformer_v2 import (
     SOURCES as NUCLEOTIDE_TRANSFORMER_V2_SOURCES,
 )
@@ -58,9 +59,8 @@ class OriginalSource(Protocol):
         """The way back."""
 
 
-SOURCES: dict[str, OriginalSource] = {
-    source.name: source() for source in (*PERFORMER_SOURCES, *NUCLEOTIDE_TRANSFORMER_V2_SOURCES, *DNABERT2_SOURCES)
-}
+_ALL = (*NUCLEOTIDE_TRANSFORMER_V2_SOURCES, *DNABERT2_SOURCES, *HYENADNA_SOURCES, *PERFORMER_SOURCES)
+SOURCES: dict[str, OriginalSource] = {source.name: source() for source in _ALL}
 
 
 def from_original(

@@ -24,6 +24,13 @@ from genesplice_hf.models.genesplice.modeling_genesplice import (
 )
 from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
 from genesplice_hf.models.genesplice.modeling_genesplice_pretraining import GeneSpliceForPreTraining
+from genesplice_hf.models.hyenadna.configuration_hyenadna import HyenaDNAConfig
+from genesplice_hf.models.hyenadna.modeling_hyenadna import (
+    HyenaDNAForCausalLM,
+    HyenaDNAForSequenceClassification,
+    HyenaDNAForTokenClassification,
+)
+from genesplice_hf.models.hyenadna.modeling_hyenadna_base import HyenaDNAModel
 from genesplice_hf.models.nucleotide_transformer_v2.configuration_nucleotide_transformer_v2 import (
     NucleotideTransformerV2Config,
 )
@@ -145,6 +152,24 @@ def _tiny_bpe() -> Tokenizer:
     return Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, unk_token="[UNK]"))
 
 
+def _tiny_hyenadna(**overrides: Any) -> HyenaDNAConfig:
+    """Two layers; tied, for an LM head of its own has a name that adapters do not save."""
+    fields: dict[str, Any] = {
+        "vocab_size": 16,
+        "d_model": 32,
+        "n_layer": 2,
+        "d_inner": 48,
+        "max_seq_len": 96,
+        "filter_order": 8,
+        "activation_freq": 2,
+        "embed_dropout": 0.0,
+        "tie_word_embeddings": True,
+        # Large enough for the paths through the mixers to show beside the skips.
+        "initializer_range": 0.2,
+    }
+    return HyenaDNAConfig(**(fields | overrides))
+
+
 REGISTRY: dict[str, ModelEntry] = {
     "genesplice": ModelEntry(
         model_type="genesplice",
@@ -211,5 +236,20 @@ REGISTRY: dict[str, ModelEntry] = {
         tokenizer_class="BPEDnaTokenizer",
         tokenizer_kwargs={"tokenizer_object": _tiny_bpe()},
         card="dnabert2.md",
+    ),
+    "genesplice_hyenadna": ModelEntry(
+        model_type="genesplice_hyenadna",
+        config_class=HyenaDNAConfig,
+        auto_classes={
+            "AutoModel": HyenaDNAModel,
+            "AutoModelForCausalLM": HyenaDNAForCausalLM,
+            "AutoModelForSequenceClassification": HyenaDNAForSequenceClassification,
+            "AutoModelForTokenClassification": HyenaDNAForTokenClassification,
+        },
+        tiny_config=_tiny_hyenadna,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="NucleotideTokenizer",
+        tokenizer_kwargs={"preset": "hyenadna"},
+        card="hyenadna.md",
     ),
 }
