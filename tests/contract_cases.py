@@ -29,6 +29,7 @@ from transformers import (
     default_data_collator,
 )
 
+from genesplice_hf.models.caduceus.configuration_caduceus import SSM_DEFAULTS as CADUCEUS_SSM
 from genesplice_hf.models.registry import REGISTRY, ModelEntry
 
 Batch = dict[str, torch.Tensor]
@@ -58,6 +59,7 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "both_strands": {"rc_equivariant": True},
     },
+    "genesplice_caduceus": {"both_strands": {"rcps": True}},
 }
 _ONE_MECHANISM = "linear attention is a mechanism of its own, not an implementation of softmax attention"
 _PUBLISHED_NAME = "the published key layout calls the LM head `output_logit_map`"
@@ -69,11 +71,28 @@ _NO_TASK = "pretraining has no task whose head an adapter carries, and no labels
 _PER_TOKEN = "a language model's head has one output per token of the vocabulary, none per label"
 _LM_HEAD = "a language model's head is no task's: adapters of a masked LM leave it as it is"
 _LONG_TOKENS = "nothing is promised, and tokens of several bases have no complement token each"
-_NO_ATTENTION = "convolutions have no attention and no implementations of it"
+_NO_ATTENTION = "there is no attention, and so no implementations of it"
 _NO_CACHE = "there is no cache of the past; generation without one is in the checks beside"
 # (row, check), (row-form, check) or (row-form/AutoClass, check), the check being the test's name, -> why it does not
 # apply.
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("genesplice_caduceus", "test_flex_is_sdpa_in_inference"): _NO_ATTENTION + "; asking for flex raises",
+    ("genesplice_caduceus", "test_an_implementation_that_cannot_run_is_refused"): (
+        _NO_ATTENTION + "; asking for flash raises a ValueError whatever is installed (test_caduceus.py)"
+    ),
+    ("genesplice_caduceus", "test_recorded_outputs"): (
+        _NO_ATTENTION + "; hidden states, and the refusal of attentions, are in test_caduceus.py"
+    ),
+    ("genesplice_caduceus-both_strands", "test_embeddings_instead_of_ids"): (
+        "one strand's embeddings have no complement; those of both strands are in test_caduceus.py"
+    ),
+    **{
+        (f"genesplice_caduceus{form}/{head}", "test_a_seed_determines_dropout"): (
+            "the published network has no dropout; only a classifier drops out"
+        )
+        for form in ("", "-both_strands")
+        for head in ("AutoModel", "AutoModelForMaskedLM")
+    },
     ("genesplice-both_strands", "test_embeddings_instead_of_ids"): (
         "embeddings have no complement; that they are refused is in test_genesplice_strands.py"
     ),
@@ -185,6 +204,19 @@ CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"emb_dim": 4}, "emb_dim"),
         ({"decay_target": 1.0}, "decay_target"),
         ({"slow_decay_pct": 0.0}, "slow_decay_pct"),
+    ],
+    "genesplice_caduceus": [
+        ({"n_layer": 0}, "n_layer"),
+        ({"scan_chunk_size": 0}, "scan_chunk_size"),
+        ({"ssm_cfg": {**CADUCEUS_SSM, "d_states": 4}}, "d_states"),
+        ({"ssm_cfg": {**CADUCEUS_SSM, "d_conv": 0}}, "d_conv"),
+        ({"ssm_cfg": {**CADUCEUS_SSM, "dt_rank": "full"}}, "dt_rank"),
+        ({"ssm_cfg": {**CADUCEUS_SSM, "dt_init": "zero"}}, "dt_init"),
+        ({"ssm_cfg": {**CADUCEUS_SSM, "dt_min": 2.0}}, "dt_min"),
+        ({"initializer_cfg": {"std": 0.1}}, "initializer_cfg"),
+        ({"complement_map": [*range(1, 16), 0]}, "complement_map"),
+        ({"vocab_size": 12, "complement_map": list(range(16))}, "complement_map"),
+        ({"token_strand_pairs": [1, 2]}, "token_strand_pairs"),
     ],
 }
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.errors import CheckpointError
+from genesplice_hf.models.caduceus.conversion_caduceus import SOURCES as CADUCEUS_SOURCES
 from genesplice_hf.models.dnabert2.conversion_dnabert2 import SOURCES as DNABERT2_SOURCES
 from genesplice_hf.models.hyenadna.conversion_hyenadna import SOURCES as HYENADNA_SOURCES
 from genesplice_hf.models.nucleotide_transformer_v2.conversion_nucleotide_transformer_v2 import (
@@ -59,7 +60,13 @@ class OriginalSource(Protocol):
         """The way back."""
 
 
-_ALL = (*NUCLEOTIDE_TRANSFORMER_V2_SOURCES, *DNABERT2_SOURCES, *HYENADNA_SOURCES, *PERFORMER_SOURCES)
+_ALL = (
+    *CADUCEUS_SOURCES,
+    *NUCLEOTIDE_TRANSFORMER_V2_SOURCES,
+    *DNABERT2_SOURCES,
+    *HYENADNA_SOURCES,
+    *PERFORMER_SOURCES,
+)
 SOURCES: dict[str, OriginalSource] = {source.name: source() for source in _ALL}
 
 

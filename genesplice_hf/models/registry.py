@@ -7,6 +7,13 @@ from typing import Any, Literal
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
+from genesplice_hf.models.caduceus.modeling_caduceus import (
+    CaduceusForMaskedLM,
+    CaduceusForSequenceClassification,
+    CaduceusForTokenClassification,
+)
+from genesplice_hf.models.caduceus.modeling_caduceus_base import CaduceusModel
 from genesplice_hf.models.dnabert2.configuration_dnabert2 import DNABERT2Config
 from genesplice_hf.models.dnabert2.modeling_dnabert2 import (
     DNABERT2ForMaskedLM,
@@ -170,6 +177,20 @@ def _tiny_hyenadna(**overrides: Any) -> HyenaDNAConfig:
     return HyenaDNAConfig(**(fields | overrides))
 
 
+def _tiny_caduceus(**overrides: Any) -> CaduceusConfig:
+    """A Caduceus-Ph of two blocks; `rcps=True` makes it a Caduceus-PS."""
+    fields: dict[str, Any] = {
+        "vocab_size": 16,
+        "d_model": 16,
+        "n_layer": 2,
+        "ssm_cfg": {"d_state": 4, "dt_rank": 2, "dt_min": 0.1, "dt_max": 1.0},
+        "scan_chunk_size": 8,
+        # The paths through the mixers show beside the skips.
+        "initializer_cfg": {"initializer_range": 0.1, "rescale_prenorm_residual": False},
+    }
+    return CaduceusConfig(**(fields | overrides))
+
+
 REGISTRY: dict[str, ModelEntry] = {
     "genesplice": ModelEntry(
         model_type="genesplice",
@@ -251,5 +272,20 @@ REGISTRY: dict[str, ModelEntry] = {
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "hyenadna"},
         card="hyenadna.md",
+    ),
+    "genesplice_caduceus": ModelEntry(
+        model_type="genesplice_caduceus",
+        config_class=CaduceusConfig,
+        auto_classes={
+            "AutoModel": CaduceusModel,
+            "AutoModelForMaskedLM": CaduceusForMaskedLM,
+            "AutoModelForSequenceClassification": CaduceusForSequenceClassification,
+            "AutoModelForTokenClassification": CaduceusForTokenClassification,
+        },
+        tiny_config=_tiny_caduceus,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="NucleotideTokenizer",
+        tokenizer_kwargs={"preset": "caduceus"},
+        card="caduceus.md",
     ),
 }
