@@ -5,6 +5,7 @@ that `AutoModel.from_pretrained(...)` and its siblings just work.
 """
 
 from genesplice_hf.adaptation.peft_targets import register_peft_targets
+from genesplice_hf.hub.originals import load_dna_lm as load_dna_lm
 from genesplice_hf.interpretation.pipelines import register_pipelines
 from genesplice_hf.models.original import from_original as from_original
 from genesplice_hf.models.original import to_original as to_original

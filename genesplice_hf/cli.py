@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from genesplice_hf.data.tables import read_table
 from genesplice_hf.errors import GeneSpliceError
+from genesplice_hf.hub.originals import convert as convert_original
 from genesplice_hf.hub.publish import push_folder
 from genesplice_hf.interpretation.mutagenesis import in_silico_mutagenesis, reference_letters, write_variant_table
 from genesplice_hf.interpretation.plots import plot_logo
@@ -61,6 +62,18 @@ def mutagenesis(
     if logo is not None:
         plot_logo(reference_letters(result.sequence, result.position_importance), logo, ylabel="mean loss (logit)")
         console.print(f"wrote {logo}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or Hub id of a published DNA language model.")],
+    out: Annotated[Path, typer.Argument(help="New or empty folder to write our layout into.")],
+    task: Annotated[str, typer.Option(help="base, masked_lm, causal_lm, ...; auto = the head it holds.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+) -> None:
+    """Rewrite a published DNA language model as config, safetensors and tokenizer of this package."""
+    loaded = convert_original(source, out, task, revision)
+    console.print(f"wrote {out}: {type(loaded.model).__name__} from {loaded.spec.family}")
 
 
 @app.command()

@@ -17,5 +17,9 @@ class CheckpointError(GeneSpliceError):
     """Weights, an adapter or a config do not fit the model that should load them."""
 
 
+class UnknownCheckpointError(CheckpointError):
+    """A checkpoint has the tensors of no architecture that the package knows."""
+
+
 class PublishError(GeneSpliceError):
     """A folder cannot be made self-contained or sent to a Hub as it stands."""

@@ -1,73 +1,56 @@
 """One door for foreign weights: `from_original` makes our model of a reference's config and state dict.
 
-`to_original` is the way back.
+`to_original` is the way back; `from_pretrained` of our classes and of the Auto classes takes folders and Hub ids in
+the reference's own layout through the same maps.
 
 What a reference calls its fields and tensors stands in the `conversion_<name>.py` of our model; this file collects
 these sources and does what all of them need: it loads strictly, names every fault at once, and keeps a record.
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+import copy
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from genesplice_hf.errors import CheckpointError
+from genesplice_hf.errors import CheckpointError, UnknownCheckpointError
+from genesplice_hf.layers.strict_loading import ORIGINAL_READERS, Original, StrictPreTrainedModel, load_tensors
 from genesplice_hf.models.caduceus.conversion_caduceus import SOURCES as CADUCEUS_SOURCES
+from genesplice_hf.models.detection import detect_dna_lm
+from genesplice_hf.models.dnabert.conversion_dnabert import SOURCES as DNABERT_SOURCES
 from genesplice_hf.models.dnabert2.conversion_dnabert2 import SOURCES as DNABERT2_SOURCES
 from genesplice_hf.models.hyenadna.conversion_hyenadna import SOURCES as HYENADNA_SOURCES
+from genesplice_hf.models.nucleotide_transformer.conversion_nucleotide_transformer import (
+    SOURCES as NUCLEOTIDE_TRANSFORMER_SOURCES,
+)
 from genesplice_hf.models.nucleotide_transformer_v2.conversion_nucleotide_transformer_v2 import (
     SOURCES as NUCLEOTIDE_TRANSFORMER_V2_SOURCES,
 )
+from genesplice_hf.models.original_files import HUB_KEYWORDS, find_weights, read_config, read_shapes, read_tensors
+from genesplice_hf.models.original_source import (
+    OriginalSource,
+    adopt_config,
+    alias_config_class,
+    config_from_original,
+    constructor_arguments,
+    record_conversion,
+)
 from genesplice_hf.models.performer.conversion_performer import SOURCES as PERFORMER_SOURCES
 
-logger = logging.getLogger(__name__)
-
-# What a config.json says of itself, which is not true of ours; it passes without an effect.
-_IDENTITY = {"architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"}
-
-
-class OriginalSource(Protocol):
-    """What a conversion file declares about one reference.
-
-    Attributes:
-        name: the word for it, `source` of `from_original`.
-        model_type: of the model it becomes.
-        classes: task -> class of ours.
-        inputs: options that are tensors which the reference keeps outside its state dict.
-    """
-
-    name: str
-    model_type: str
-    classes: dict[str, type[PreTrainedModel]]
-    inputs: tuple[str, ...]
-
-    def task(self, state_dict: dict[str, torch.Tensor]) -> str:
-        """What `task="auto"` means for these tensors."""
-
-    def config(self, original: dict[str, Any], options: dict[str, Any]) -> tuple[PreTrainedConfig, set[str]]:
-        """Our config with `options` as fields of it, and the names of `original` that were understood."""
-
-    @property
-    def tensors(self) -> Callable[..., tuple[dict[str, torch.Tensor], list[str]]]:
-        """`tensors(state_dict, config, task, **inputs)`: tensors under our names, and keys without effect on the task.
-
-        Tensors that nobody knows keep their name and are found by the door.
-        """
-
-    def original(self, model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """The way back."""
-
-
-_ALL = (
-    *CADUCEUS_SOURCES,
-    *NUCLEOTIDE_TRANSFORMER_V2_SOURCES,
-    *DNABERT2_SOURCES,
-    *HYENADNA_SOURCES,
-    *PERFORMER_SOURCES,
-)
-SOURCES: dict[str, OriginalSource] = {source.name: source() for source in _ALL}
+SOURCES: dict[str, OriginalSource] = {
+    source.name: source()
+    for source in (
+        *PERFORMER_SOURCES,
+        *NUCLEOTIDE_TRANSFORMER_SOURCES,
+        *NUCLEOTIDE_TRANSFORMER_V2_SOURCES,
+        *DNABERT_SOURCES,
+        *DNABERT2_SOURCES,
+        *HYENADNA_SOURCES,
+        *CADUCEUS_SOURCES,
+    )
+}
 
 
 def from_original(
@@ -100,16 +83,13 @@ def from_original(
     if drop:
         raise CheckpointError(f"`drop`: {source!r} has no families of tensors to drop, got {list(drop)}.")
     task = entry.task(dict(state_dict)) if task == "auto" else task
-    if task not in entry.classes:
-        raise CheckpointError(
-            f"`task` must be auto or one of {', '.join(entry.classes)} for {source!r}, got {task!r}."
-        )
+    _demand_task(entry, task)
     inputs = {name: options.pop(name) for name in entry.inputs if name in options}
     _demand_fields(entry, task, options)
-    ours, known = entry.config(dict(config), options)
+    ours = adopt_config(entry, dict(config), options)
     tensors, ignored = entry.tensors(dict(state_dict), ours, task, **inputs)
-    _record(ours, entry, dict(config), known, ignored)
-    model = entry.classes[task](ours).to(dtype)
+    record_conversion(ours, entry, ignored)
+    model = entry.classes[task](ours, **constructor_arguments(entry, task, tensors)).to(dtype)
     _load(model, tensors, source)
     return model.eval()
 
@@ -128,7 +108,156 @@ def to_original(model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, torch
             f"no reference has models of type {model.config.model_type!r}; see {', '.join(SOURCES)}."
         )
     config, state_dict = SOURCES[name].original(model)
-    return (model.config.upstream_config or {}) | config, state_dict
+    return (getattr(model.config, "upstream_config", None) or {}) | config, state_dict
+
+
+def load_original(
+    source: str,
+    path: str | PathLike,
+    task: str = "auto",
+    *,
+    hub: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None,
+    **loading: Any,
+) -> PreTrainedModel:
+    """Our model with the weights of a folder or Hub repository in a reference's layout, in evaluation mode.
+
+    Unlike `from_original` it allows that a task head which the checkpoint does not hold at all is drawn anew.
+
+    Args:
+        source: a key of `SOURCES`.
+        path: folder or Hub id.
+        task: a key of the source's `classes`; "auto" = the head that the weights hold.
+        hub: `HUB_KEYWORDS` with their values.
+        fields: fields of our config that override what the reference's says (`num_labels`, `layer_norm_eps`, ...).
+        **loading: keyword arguments of `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+
+    Raises:
+        CheckpointError: an unknown source or task, no weights, a tensor that is missing, unexpected or mis-shaped.
+    """
+    entry, hub = _entry(source), dict(hub or {})
+    original = read_config(path, hub)
+    if original is None:
+        raise CheckpointError(f"`{path}` holds no config.json, by which its weights could be understood.")
+    config, unused = config_from_original(entry, original, dict(fields or {}))
+    if unused:
+        raise CheckpointError(f"unknown options {sorted(unused)}; pass fields of {type(config).__name__}.")
+    files = find_weights(path, hub)
+    if not files:
+        raise CheckpointError(f"`{path}` holds no weights: no model.safetensors and no pytorch_model.bin.")
+    tensors = read_tensors(files)
+    task = entry.task(dict(tensors)) if task == "auto" else task
+    _demand_task(entry, task)
+    found = _convert(entry, task, tensors, config, {})
+    return load_tensors(entry.classes[task], found, str(path), **loading)
+
+
+def register_source(entry: OriginalSource) -> None:
+    """Makes `from_pretrained` of the source's classes, and of the Auto classes, read the reference's own layout.
+
+    Auto classes need one of its `original_types` in config.json. Sources whose classes are transformers' own are left
+    to transformers.
+
+    Raises:
+        ValueError: transformers or another source has taken one of its `original_types`.
+    """
+    if issubclass(entry.classes["base"], StrictPreTrainedModel):
+        ORIGINAL_READERS[entry.model_type] = read_original
+    for original_type in entry.original_types:
+        AutoConfig.register(original_type, alias_config_class(entry, original_type))
+
+
+def read_original(
+    model_class: type[PreTrainedModel], path: str | PathLike, keywords: dict[str, Any]
+) -> tuple[Original, dict[str, Any]] | None:
+    """What `model_class` can load of a checkpoint in a reference's layout.
+
+    Args:
+        model_class: one of our classes.
+        path: folder or Hub id.
+        keywords: keyword arguments of `from_pretrained`; they are not changed.
+
+    Returns:
+        (config, tensors and arguments of the class; the keyword arguments that are left over), or None where the
+        checkpoint is no original of this model.
+    """
+    keywords = dict(keywords)
+    hub = {name: keywords.pop(name) for name in HUB_KEYWORDS if name in keywords}
+    kind = {name: keywords.pop(name, None) for name in ("variant", "use_safetensors")}
+    original = read_config(path, hub)
+    if original is None or original.get("model_type") == model_class.config_class.model_type:
+        return None
+    files = find_weights(path, hub, **kind)
+    entry = _claimant(model_class.config_class.model_type, original, files) if files else None
+    if entry is None:
+        return None
+    config = copy.deepcopy(keywords.pop("config", None))
+    kept = {name: keywords.pop(name) for name in _KEPT if name in keywords}
+    inputs = {name: keywords.pop(name) for name in entry.inputs if name in keywords}
+    if not isinstance(config, PreTrainedConfig):
+        config, keywords = config_from_original(entry, original, keywords)
+    task = next((name for name, known in entry.classes.items() if issubclass(model_class, known)), "base")
+    return _convert(entry, task, read_tensors(files), config, inputs), keywords | kept
+
+
+# Keyword arguments of `from_pretrained` that look like fields of a config and are none here.
+_KEPT = ("attn_implementation", "dtype", "torch_dtype")
+
+
+def _claimant(model_type: str, original: dict[str, Any], files: list[str]) -> OriginalSource | None:
+    """The source of our `model_type` that the checkpoint belongs to."""
+    candidates = [entry for entry in SOURCES.values() if entry.model_type == model_type]
+    named = [entry for entry in candidates if original.get("model_type") in entry.original_types]
+    try:
+        source = detect_dna_lm(original, read_shapes(files))
+    except UnknownCheckpointError:
+        return next(iter(named), None)
+    return next((entry for entry in candidates if entry.name == source), next(iter(named), None))
+
+
+def _convert(
+    entry: OriginalSource,
+    task: str,
+    tensors: dict[str, torch.Tensor],
+    config: PreTrainedConfig,
+    inputs: dict[str, Any],
+) -> Original:
+    held = entry.task(dict(tensors))
+    wanted = task if task == held or _has_head(entry, task, held, tensors, config, inputs) else "base"
+    found, ignored = entry.tensors(tensors, config, wanted, **inputs)
+    record_conversion(config, entry, ignored)
+    # Whose head the file holds: what another class lacks of it is new, not lost.
+    config.architectures = [entry.classes[held].__name__]
+    return Original(config, found, constructor_arguments(entry, task, found))
+
+
+def _has_head(
+    entry: OriginalSource,
+    task: str,
+    held: str,
+    tensors: dict[str, torch.Tensor],
+    config: PreTrainedConfig,
+    inputs: dict[str, Any],
+) -> bool:
+    """Whether the tensors can be converted for another task than the one whose head they hold.
+
+    A source may refuse where that head is missing; a part of it, beside the head that is whole, stays an error.
+    """
+    try:
+        entry.tensors(dict(tensors), copy.deepcopy(config), task, **inputs)
+    except CheckpointError:
+        _, others = entry.tensors(dict(tensors), copy.deepcopy(config), held, **inputs)
+        if entry.task({key: tensors[key] for key in others}) != "base":
+            raise
+        return False
+    return True
+
+
+def _demand_task(entry: OriginalSource, task: str) -> None:
+    if task not in entry.classes:
+        raise CheckpointError(
+            f"`task` must be auto or one of {', '.join(entry.classes)} for {entry.name!r}, got {task!r}."
+        )
 
 
 def _entry(source: str) -> OriginalSource:
@@ -144,21 +273,6 @@ def _demand_fields(entry: OriginalSource, task: str, options: dict[str, Any]) ->
         raise CheckpointError(
             f"unknown options {unknown}; pass fields of {entry.classes[task].config_class.__name__}."
         )
-
-
-def _record(
-    ours: PreTrainedConfig, entry: OriginalSource, original: dict[str, Any], known: set[str], ignored: list[str]
-) -> None:
-    """Standard keys of transformers pass; others that nobody understood are kept, with one warning."""
-    rest = {name: value for name, value in original.items() if name not in known | _IDENTITY}
-    standard = {name for name in rest if not callable(getattr(PreTrainedConfig(), name, callable))}
-    for name in standard:
-        setattr(ours, name, rest[name])
-    unknown = {name: value for name, value in rest.items() if name not in standard}
-    if unknown:
-        logger.warning("%s: config keys without an effect here: %s", entry.name, ", ".join(sorted(unknown)))
-        ours.upstream_config = unknown
-    ours.conversion = {**(ours.conversion or {}), "source": entry.name, "ignored_keys": ignored}
 
 
 def _load(model: PreTrainedModel, tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -182,3 +296,7 @@ def _load(model: PreTrainedModel, tensors: dict[str, torch.Tensor], source: str)
             "Check that `config` is the one that these tensors were trained with."
         )
     model.load_state_dict(tensors)
+
+
+for _source in SOURCES.values():
+    register_source(_source)

@@ -4,7 +4,7 @@ Reads attributes only: no model and no tokenizer class is imported, so any model
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from genesplice_hf.errors import SequenceError
 
@@ -12,6 +12,20 @@ _NO_LIMIT = 10**20  # the library writes "no limit" as 1e30
 _TARGETS = ("lora_targets", "ia3_targets", "ia3_feedforward")
 _RECORD = ("source_keys", "ignored_keys", "generated_keys")
 _BERT_SIZES = {69, 261, 1029, 4101}
+
+
+class LengthPlan(NamedTuple):
+    """What a sequence of a given length costs.
+
+    Attributes:
+        tokens: of N-free sequence with its special tokens; None for BPE, where content decides.
+        padding: tokens to add before the model can take it; 0 where the model takes any number.
+        nearest_bp: the nearest length in bp that the model takes, the length itself where it fits.
+    """
+
+    tokens: int | None
+    padding: int
+    nearest_bp: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class DnaLMSpec:
         rc: "none", "post_hoc" (average both strands) or "equivariant".
         lora_targets, ia3_targets, ia3_feedforward: module names for PEFT.
         source_keys, ignored_keys, generated_keys: audit record of the import of foreign weights.
+        fixes: what loading changed of the published config and tokenizer, in words.
     """
 
     family: str
@@ -51,6 +66,23 @@ class DnaLMSpec:
     source_keys: tuple[str, ...] = field(default=(), repr=False)
     ignored_keys: tuple[str, ...] = field(default=(), repr=False)
     generated_keys: tuple[str, ...] = field(default=(), repr=False)
+    fixes: tuple[str, ...] = field(default=(), repr=False)
+
+    def plan_length(self, n_bp: int) -> LengthPlan:
+        """Tokens that `n_bp` bases without N need, and the nearest length that the model takes.
+
+        Raises:
+            SequenceError: `n_bp` is negative.
+        """
+        if n_bp < 0:
+            raise SequenceError(f"`n_bp` must be 0 or more, it was {n_bp}.")
+        nearest = n_bp if self.max_bp is None else min(n_bp, self.max_bp)
+        if self.k is None:
+            return LengthPlan(None, 0, nearest)
+        body = (
+            max(n_bp - self.k + 1, min(n_bp, 1)) if self.tokenization == "kmer_overlap" else sum(divmod(n_bp, self.k))
+        )
+        return LengthPlan(self.n_prefix + body + self.n_suffix, 0, nearest)
 
 
 def dna_lm_spec(config: Any, tokenizer: Any) -> DnaLMSpec:

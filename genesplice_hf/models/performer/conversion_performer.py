@@ -36,6 +36,7 @@ class SlimPerformerSource:
     model_type = PerformerConfig.model_type
     classes: dict[str, type[PreTrainedModel]] = {"base": PerformerModel, "causal_lm": PerformerForCausalLM}
     inputs: tuple[str, ...] = ("features",)
+    original_types: tuple[str, ...] = ()
 
     @staticmethod
     def task(state_dict: dict[str, torch.Tensor]) -> str:

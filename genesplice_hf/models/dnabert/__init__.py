@@ -1,0 +1,1 @@
+"""DNABERT-1: transformers' BERT classes, so that nothing is registered."""
