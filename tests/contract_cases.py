@@ -1,9 +1,7 @@
 """What the contract suite runs on: every head of every row of the registry, with a tiny model and a batch for it.
 
-A new model becomes one row of `REGISTRY` and is found here by itself; the rules of its config are shown to bite in
-`CONTRADICTIONS`, and further forms of it, to which all checks apply as well, stand in `FORMS`. A new Auto class needs
-an entry in `LABELS` and `SHAPES`. A check that a model cannot pass is named
-with its reason in `EXCEPTIONS`.
+A new model becomes one row of `REGISTRY` and is found here by itself; what is peculiar to it stands in `contract_rows`.
+A new Auto class needs an entry in `LABELS` and `SHAPES`.
 
 Shapes: B batch, L tokens, E hidden size, V vocabulary, C labels, T tracks.
 """
@@ -19,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract_rows import EXCEPTIONS, FORMS
 from torch import nn
 from transformers import (
     PreTrainedConfig,
@@ -29,7 +28,6 @@ from transformers import (
     default_data_collator,
 )
 
-from genesplice_hf.models.caduceus.configuration_caduceus import SSM_DEFAULTS as CADUCEUS_SSM
 from genesplice_hf.models.registry import REGISTRY, ModelEntry
 
 Batch = dict[str, torch.Tensor]
@@ -38,187 +36,6 @@ NUM_LABELS = 3
 IGNORED = -100
 # Longer than three windows of the tiny models, so that banded attention is taken; and one shorter than a window.
 LENGTHS_BP = (17, 3, 11, 14)
-
-# Per row: name of a further form -> fields on top of the tiny config.
-FORMS: dict[str, dict[str, dict[str, Any]]] = {
-    "genesplice": {
-        # Bins of 2 and 4 bases: the shortest row fills none of the larger ones, the longest four and a part.
-        "hierarchical": {
-            "hidden_sizes": [16, 24, 32],
-            "pool_sizes": [2, 2],
-            "num_attention_heads": [2, 2, 4],
-            "num_key_value_heads": [2, 1, 2],
-            "head_dims": [8, 8, 8],
-            "intermediate_sizes": [24, 24, 48],
-            "num_encoder_layers": [1, 1],
-            "num_tower_layers": 1,
-            "num_decoder_layers": [1, 1],
-            "local_windows": [4, 2],
-            "tower_window": None,
-            "tower_layer_types": ["full_attention"],
-        },
-        "both_strands": {"rc_equivariant": True},
-    },
-    "genesplice_caduceus": {"both_strands": {"rcps": True}},
-}
-_ONE_MECHANISM = "linear attention is a mechanism of its own, not an implementation of softmax attention"
-_PUBLISHED_NAME = "the published key layout calls the LM head `output_logit_map`"
-_TWO_KINDS = (
-    "each class refuses the other's config (`is_decoder`); what the other heads lend is in test_modeling_performer.py"
-)
-_AMONG_EXAMPLES = "a contrast is among the examples of one batch: fewer of them, or other ones, are another task"
-_NO_TASK = "pretraining has no task whose head an adapter carries, and no labels to count"
-_PER_TOKEN = "a language model's head has one output per token of the vocabulary, none per label"
-_LM_HEAD = "a language model's head is no task's: adapters of a masked LM leave it as it is"
-_LONG_TOKENS = "nothing is promised, and tokens of several bases have no complement token each"
-_NO_ATTENTION = "there is no attention, and so no implementations of it"
-_NO_CACHE = "there is no cache of the past; generation without one is in the checks beside"
-# (row, check), (row-form, check) or (row-form/AutoClass, check), the check being the test's name, -> why it does not
-# apply.
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("genesplice_caduceus", "test_flex_is_sdpa_in_inference"): _NO_ATTENTION + "; asking for flex raises",
-    ("genesplice_caduceus", "test_an_implementation_that_cannot_run_is_refused"): (
-        _NO_ATTENTION + "; asking for flash raises a ValueError whatever is installed (test_caduceus.py)"
-    ),
-    ("genesplice_caduceus", "test_recorded_outputs"): (
-        _NO_ATTENTION + "; hidden states, and the refusal of attentions, are in test_caduceus.py"
-    ),
-    ("genesplice_caduceus-both_strands", "test_embeddings_instead_of_ids"): (
-        "one strand's embeddings have no complement; those of both strands are in test_caduceus.py"
-    ),
-    **{
-        (f"genesplice_caduceus{form}/{head}", "test_a_seed_determines_dropout"): (
-            "the published network has no dropout; only a classifier drops out"
-        )
-        for form in ("", "-both_strands")
-        for head in ("AutoModel", "AutoModelForMaskedLM")
-    },
-    ("genesplice-both_strands", "test_embeddings_instead_of_ids"): (
-        "embeddings have no complement; that they are refused is in test_genesplice_strands.py"
-    ),
-    ("genesplice_performer", "test_flex_is_sdpa_in_inference"): _ONE_MECHANISM + "; asking for flex raises",
-    ("genesplice_performer", "test_an_implementation_that_cannot_run_is_refused"): (
-        _ONE_MECHANISM + "; asking for flash raises a ValueError whatever is installed (test_modeling_performer.py)"
-    ),
-    ("genesplice_performer", "test_declared_reverse_complement"): (
-        "nothing is promised, and a config without complement map cannot be asked"
-    ),
-    ("genesplice_dnabert2", "test_an_implementation_that_cannot_run_is_refused"): (
-        "asking for flash raises a ValueError whatever is installed, for it takes no ALiBi (test_dnabert2.py)"
-    ),
-    **{
-        (row, "test_declared_reverse_complement"): _LONG_TOKENS
-        for row in ("genesplice_nucleotide_transformer_v2", "genesplice_dnabert2")
-    },
-    **{
-        (f"{row}/AutoModelForMaskedLM", check): reason
-        for row in ("genesplice_nucleotide_transformer_v2", "genesplice_dnabert2")
-        for check, reason in {
-            "test_the_head_is_where_peft_looks_for_it": _LM_HEAD,
-            "test_another_number_of_labels": _PER_TOKEN,
-        }.items()
-    },
-    **{
-        ("genesplice_hyenadna", check): reason
-        for check, reason in {
-            "test_flex_is_sdpa_in_inference": _NO_ATTENTION + "; asking for flex raises",
-            "test_an_implementation_that_cannot_run_is_refused": (
-                _NO_ATTENTION + "; asking for flash raises a ValueError whatever is installed (test_hyenadna.py)"
-            ),
-            "test_recorded_outputs": _NO_ATTENTION + "; the hidden states are in test_hyenadna.py",
-            "test_step_by_step_with_a_cache_is_at_once_without": _NO_CACHE,
-            "test_nothing_leaks_from_the_future": (
-                "a Fourier transform rounds all positions together; causality to rounding is in test_hyenadna.py"
-            ),
-            "test_text_generation": (
-                "its tokenizer ends a sequence with [SEP]; with add_special_tokens=False it is in test_hyenadna.py"
-            ),
-        }.items()
-    },
-    **{
-        (f"genesplice{form}/AutoModelForPreTraining", check): reason
-        for form in ("", "-hierarchical", "-both_strands")
-        for check, reason in {
-            "test_however_the_batch_is_cut": _AMONG_EXAMPLES,
-            "test_the_logged_loss_is_the_models_loss": _AMONG_EXAMPLES,
-            "test_an_ignored_row_counts_for_nothing": _AMONG_EXAMPLES,
-            "test_the_head_is_where_peft_looks_for_it": _NO_TASK,
-            "test_another_number_of_labels": _NO_TASK,
-        }.items()
-    },
-    **{
-        (f"genesplice_performer/{head}", check): reason
-        for head in ("AutoModelForMaskedLM", "AutoModelForCausalLM")
-        for check, reason in {
-            "test_the_head_is_where_peft_looks_for_it": _PUBLISHED_NAME,
-            "test_another_number_of_labels": _PER_TOKEN,
-            "test_a_head_lends_its_base_to_another_head": _TWO_KINDS,
-        }.items()
-    },
-}
-
-# Per row: fields that contradict each other on top of the tiny config, and a word of the advice.
-CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
-    "genesplice": [
-        ({"hidden_sizes": [32, 32]}, "hidden_sizes"),
-        ({"local_windows": [4]}, "local_windows"),
-        ({"num_attention_heads": [3], "num_key_value_heads": [2]}, "num_key_value_heads"),
-        ({"head_dims": [15]}, "head_dims"),
-        ({"tower_window": None}, "tower_window"),
-        ({"tower_window": 0}, "at least 1 token"),
-        ({"tower_layer_types": ["full_attention"]}, "tower_layer_types"),
-        ({"complement_map": [*range(1, 16), 0]}, "complement_map"),
-        ({"vocab_size": 12, "complement_map": list(range(16))}, "complement_map"),
-        ({"stem_kernel_size": 4}, "stem_kernel_size"),
-        ({"token_strand_pairs": [1, 2]}, "token_strand_pairs"),
-        ({"moe_num_experts": 2, "moe_top_k": 3}, "moe_top_k"),
-        ({"track_bin_size": 0}, "track_bin_size"),
-        ({"track_strand_pairs": [1, 2, 0]}, "track_strand_pairs"),
-    ],
-    "genesplice_performer": [
-        ({"num_attention_heads": 3}, "num_attention_heads"),
-        ({"hidden_size": 30, "position_scheme": "concat"}, "hidden_size"),
-        ({"position_scheme": "concat", "tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"stem_kernel_size": 4}, "stem_kernel_size"),
-        ({"slim_chunk_size": 0}, "slim_chunk_size"),
-        ({"slim_chunk_size": 8, "hidden_dropout": 0.1}, "hidden_dropout"),
-        ({"attention_block_size": 0}, "attention_block_size"),
-        ({"num_feature_blocks": 0}, "num_feature_blocks"),
-        ({"feature_redraw": "interval", "feature_redraw_interval": 3}, "feature_redraw"),
-        ({"feature_map": "favor+", "feature_redraw": "interval"}, "feature_redraw_interval"),
-        ({"stabilizer": "global", "slim_chunk_size": 8}, "stabilizer"),
-        ({"denominator_eps": -1.0}, "denominator_eps"),
-    ],
-    "genesplice_nucleotide_transformer_v2": [
-        ({"num_attention_heads": 3}, "num_attention_heads"),
-        ({"num_attention_heads": 32}, "rotary"),
-        ({"max_position_embeddings": 2}, "max_position_embeddings"),
-        ({"token_dropout": True, "mask_token_id": None}, "mask_token_id"),
-    ],
-    "genesplice_dnabert2": [({"num_attention_heads": 5}, "num_attention_heads")],
-    "genesplice_hyenadna": [
-        ({"n_layer": 0}, "n_layer"),
-        ({"hyena_order": 1}, "hyena_order"),
-        ({"max_seq_len": 0}, "max_seq_len"),
-        ({"filter_cache_size": -1}, "filter_cache_size"),
-        ({"emb_dim": 4}, "emb_dim"),
-        ({"decay_target": 1.0}, "decay_target"),
-        ({"slow_decay_pct": 0.0}, "slow_decay_pct"),
-    ],
-    "genesplice_caduceus": [
-        ({"n_layer": 0}, "n_layer"),
-        ({"scan_chunk_size": 0}, "scan_chunk_size"),
-        ({"ssm_cfg": {**CADUCEUS_SSM, "d_states": 4}}, "d_states"),
-        ({"ssm_cfg": {**CADUCEUS_SSM, "d_conv": 0}}, "d_conv"),
-        ({"ssm_cfg": {**CADUCEUS_SSM, "dt_rank": "full"}}, "dt_rank"),
-        ({"ssm_cfg": {**CADUCEUS_SSM, "dt_init": "zero"}}, "dt_init"),
-        ({"ssm_cfg": {**CADUCEUS_SSM, "dt_min": 2.0}}, "dt_min"),
-        ({"initializer_cfg": {"std": 0.1}}, "initializer_cfg"),
-        ({"complement_map": [*range(1, 16), 0]}, "complement_map"),
-        ({"vocab_size": 12, "complement_map": list(range(16))}, "complement_map"),
-        ({"token_strand_pairs": [1, 2]}, "token_strand_pairs"),
-    ],
-}
 
 
 @dataclass(frozen=True)

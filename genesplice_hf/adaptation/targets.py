@@ -71,14 +71,23 @@ def default_targets(model: PreTrainedModel, attribute: str) -> list[str] | str:
     """
     model_type = model.config.model_type
     own = getattr(type(model.config), attribute, None)
+    if own is not None:
+        return _existing(model, own, attribute)
     foreign = _FOREIGN_TARGETS.get(model_type, {}).get(attribute)
-    for targets in (own, foreign, _PEFT_TABLES[attribute].get(model_type)):
+    for targets in (foreign, _PEFT_TABLES[attribute].get(model_type)):
         if targets is not None:
             return targets
     option = "feedforward_modules" if attribute == "ia3_feedforward" else "target_modules"
     raise GeneSpliceError(
         f"No default `{attribute}` exist for model type {model_type!r}: pass `{option}`. {_linear_listing(model)}"
     )
+
+
+def _existing(model: PreTrainedModel, names: list[str], attribute: str) -> list[str]:
+    """The names that some module has: a config class with a choice of layers lists the names of all of them."""
+    endings = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    found = [name for name in names if name.rpartition(".")[2] in endings]
+    return found if found or attribute == "ia3_feedforward" else names
 
 
 def task_type(model: PreTrainedModel) -> TaskType | None:

@@ -21,6 +21,8 @@ from genesplice_hf.models.caduceus.conversion_caduceus import SOURCES as CADUCEU
 from genesplice_hf.models.detection import detect_dna_lm
 from genesplice_hf.models.dnabert.conversion_dnabert import SOURCES as DNABERT_SOURCES
 from genesplice_hf.models.dnabert2.conversion_dnabert2 import SOURCES as DNABERT2_SOURCES
+from genesplice_hf.models.gpn.conversion_gpn import SOURCES as GPN_SOURCES
+from genesplice_hf.models.gpn_msa.conversion_gpn_msa import SOURCES as GPN_MSA_SOURCES
 from genesplice_hf.models.hyenadna.conversion_hyenadna import SOURCES as HYENADNA_SOURCES
 from genesplice_hf.models.nucleotide_transformer.conversion_nucleotide_transformer import (
     SOURCES as NUCLEOTIDE_TRANSFORMER_SOURCES,
@@ -47,6 +49,8 @@ SOURCES: dict[str, OriginalSource] = {
         *NUCLEOTIDE_TRANSFORMER_V2_SOURCES,
         *DNABERT_SOURCES,
         *DNABERT2_SOURCES,
+        *GPN_SOURCES,
+        *GPN_MSA_SOURCES,
         *HYENADNA_SOURCES,
         *CADUCEUS_SOURCES,
     )

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tokenizers import Tokenizer, models
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from genesplice_hf.models import tiny_configs
 from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
 from genesplice_hf.models.caduceus.modeling_caduceus import (
     CaduceusForMaskedLM,
@@ -31,6 +31,20 @@ from genesplice_hf.models.genesplice.modeling_genesplice import (
 )
 from genesplice_hf.models.genesplice.modeling_genesplice_base import GeneSpliceModel
 from genesplice_hf.models.genesplice.modeling_genesplice_pretraining import GeneSpliceForPreTraining
+from genesplice_hf.models.gpn.configuration_gpn import GPNConfig
+from genesplice_hf.models.gpn.modeling_gpn import (
+    GPNForMaskedLM,
+    GPNForSequenceClassification,
+    GPNForTokenClassification,
+)
+from genesplice_hf.models.gpn.modeling_gpn_base import GPNModel
+from genesplice_hf.models.gpn_msa.configuration_gpn_msa import GPNMSAConfig
+from genesplice_hf.models.gpn_msa.modeling_gpn_msa import (
+    GPNMSAForMaskedLM,
+    GPNMSAForSequenceClassification,
+    GPNMSAForTokenClassification,
+    GPNMSAModel,
+)
 from genesplice_hf.models.hyenadna.configuration_hyenadna import HyenaDNAConfig
 from genesplice_hf.models.hyenadna.modeling_hyenadna import (
     HyenaDNAForCausalLM,
@@ -88,109 +102,6 @@ class ModelEntry:
     reverse_complement: Literal["none", "equivariant"] = "none"
 
 
-def _tiny_genesplice(**overrides: Any) -> GeneSpliceConfig:
-    """A flat GeneSplice of two blocks with a window of 4 bases."""
-    fields: dict[str, Any] = {
-        "hidden_sizes": [32],
-        "pool_sizes": [],
-        "num_attention_heads": [2],
-        "head_dims": [16],
-        "intermediate_sizes": [48],
-        "num_encoder_layers": [],
-        "num_tower_layers": 2,
-        "num_decoder_layers": [],
-        "local_windows": [],
-        "tower_window": 4,
-        "tower_layer_types": ["sliding_attention", "full_attention"],
-        "num_tracks": 3,
-        "track_bin_size": 1,
-    }
-    return GeneSpliceConfig(**(fields | overrides))
-
-
-def _tiny_performer(**overrides: Any) -> PerformerConfig:
-    """A bidirectional Performer of two layers; whole sequences, so that dropout can be tested too."""
-    fields: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "is_decoder": False,
-        "slim_chunk_size": -1,
-        "attention_block_size": 4,
-        # Large enough for the paths through attention to show beside the skips.
-        "initializer_range": 0.3,
-    }
-    return PerformerConfig(**(fields | overrides))
-
-
-def _tiny_nucleotide_transformer_v2(**overrides: Any) -> NucleotideTransformerV2Config:
-    """Two layers over 3-mers."""
-    fields: dict[str, Any] = {
-        "vocab_size": 75,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        # Large enough for the paths through attention to show beside the skips.
-        "initializer_range": 0.1,
-    }
-    return NucleotideTransformerV2Config(**(fields | overrides))
-
-
-def _tiny_dnabert2(**overrides: Any) -> DNABERT2Config:
-    """Two layers with a number of heads that is no power of two."""
-    fields: dict[str, Any] = {
-        "vocab_size": 32,
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 48,
-        "hidden_dropout_prob": 0.0,
-        "initializer_range": 0.05,
-    }
-    return DNABERT2Config(**(fields | overrides))
-
-
-def _tiny_bpe() -> Tokenizer:
-    """A few merges under the special tokens of DNABERT-2, whose own vocabulary comes with its weights."""
-    merges = [("A", "C"), ("G", "T"), ("T", "T"), ("AC", "G"), ("GT", "A")]
-    tokens = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *"ACGNT", *map("".join, merges)]
-    return Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, unk_token="[UNK]"))
-
-
-def _tiny_hyenadna(**overrides: Any) -> HyenaDNAConfig:
-    """Two layers; tied, for an LM head of its own has a name that adapters do not save."""
-    fields: dict[str, Any] = {
-        "vocab_size": 16,
-        "d_model": 32,
-        "n_layer": 2,
-        "d_inner": 48,
-        "max_seq_len": 96,
-        "filter_order": 8,
-        "activation_freq": 2,
-        "embed_dropout": 0.0,
-        "tie_word_embeddings": True,
-        # Large enough for the paths through the mixers to show beside the skips.
-        "initializer_range": 0.2,
-    }
-    return HyenaDNAConfig(**(fields | overrides))
-
-
-def _tiny_caduceus(**overrides: Any) -> CaduceusConfig:
-    """A Caduceus-Ph of two blocks; `rcps=True` makes it a Caduceus-PS."""
-    fields: dict[str, Any] = {
-        "vocab_size": 16,
-        "d_model": 16,
-        "n_layer": 2,
-        "ssm_cfg": {"d_state": 4, "dt_rank": 2, "dt_min": 0.1, "dt_max": 1.0},
-        "scan_chunk_size": 8,
-        # The paths through the mixers show beside the skips.
-        "initializer_cfg": {"initializer_range": 0.1, "rescale_prenorm_residual": False},
-    }
-    return CaduceusConfig(**(fields | overrides))
-
-
 REGISTRY: dict[str, ModelEntry] = {
     "genesplice": ModelEntry(
         model_type="genesplice",
@@ -204,7 +115,7 @@ REGISTRY: dict[str, ModelEntry] = {
             "AutoModelForTokenClassification": GeneSpliceForTokenClassification,
             "AutoModelForTrackPrediction": GeneSpliceForTrackPrediction,
         },
-        tiny_config=_tiny_genesplice,
+        tiny_config=tiny_configs.tiny_genesplice,
         tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "genesplice"},
@@ -221,7 +132,7 @@ REGISTRY: dict[str, ModelEntry] = {
             "AutoModelForSequenceClassification": PerformerForSequenceClassification,
             "AutoModelForTokenClassification": PerformerForTokenClassification,
         },
-        tiny_config=_tiny_performer,
+        tiny_config=tiny_configs.tiny_performer,
         tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "genesplice"},
@@ -237,7 +148,7 @@ REGISTRY: dict[str, ModelEntry] = {
             "AutoModelForSequenceClassification": NucleotideTransformerV2ForSequenceClassification,
             "AutoModelForTokenClassification": NucleotideTransformerV2ForTokenClassification,
         },
-        tiny_config=_tiny_nucleotide_transformer_v2,
+        tiny_config=tiny_configs.tiny_nucleotide_transformer_v2,
         tokenizer_module="genesplice_hf.tokenization.tokenization_kmer",
         tokenizer_class="KmerTokenizer",
         tokenizer_kwargs={"preset": "nt_v2_3mer"},
@@ -252,10 +163,10 @@ REGISTRY: dict[str, ModelEntry] = {
             "AutoModelForSequenceClassification": DNABERT2ForSequenceClassification,
             "AutoModelForTokenClassification": DNABERT2ForTokenClassification,
         },
-        tiny_config=_tiny_dnabert2,
+        tiny_config=tiny_configs.tiny_dnabert2,
         tokenizer_module="genesplice_hf.tokenization.tokenization_bpe",
         tokenizer_class="BPEDnaTokenizer",
-        tokenizer_kwargs={"tokenizer_object": _tiny_bpe()},
+        tokenizer_kwargs={"tokenizer_object": tiny_configs.tiny_bpe()},
         card="dnabert2.md",
     ),
     "genesplice_hyenadna": ModelEntry(
@@ -267,7 +178,7 @@ REGISTRY: dict[str, ModelEntry] = {
             "AutoModelForSequenceClassification": HyenaDNAForSequenceClassification,
             "AutoModelForTokenClassification": HyenaDNAForTokenClassification,
         },
-        tiny_config=_tiny_hyenadna,
+        tiny_config=tiny_configs.tiny_hyenadna,
         tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "hyenadna"},
@@ -282,10 +193,40 @@ REGISTRY: dict[str, ModelEntry] = {
             "AutoModelForSequenceClassification": CaduceusForSequenceClassification,
             "AutoModelForTokenClassification": CaduceusForTokenClassification,
         },
-        tiny_config=_tiny_caduceus,
+        tiny_config=tiny_configs.tiny_caduceus,
         tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "caduceus"},
         card="caduceus.md",
+    ),
+    "genesplice_gpn": ModelEntry(
+        model_type="genesplice_gpn",
+        config_class=GPNConfig,
+        auto_classes={
+            "AutoModel": GPNModel,
+            "AutoModelForMaskedLM": GPNForMaskedLM,
+            "AutoModelForSequenceClassification": GPNForSequenceClassification,
+            "AutoModelForTokenClassification": GPNForTokenClassification,
+        },
+        tiny_config=tiny_configs.tiny_gpn,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="NucleotideTokenizer",
+        tokenizer_kwargs={"preset": "gpn"},
+        card="gpn.md",
+    ),
+    "genesplice_gpn_msa": ModelEntry(
+        model_type="genesplice_gpn_msa",
+        config_class=GPNMSAConfig,
+        auto_classes={
+            "AutoModel": GPNMSAModel,
+            "AutoModelForMaskedLM": GPNMSAForMaskedLM,
+            "AutoModelForSequenceClassification": GPNMSAForSequenceClassification,
+            "AutoModelForTokenClassification": GPNMSAForTokenClassification,
+        },
+        tiny_config=tiny_configs.tiny_gpn_msa,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="MSATokenizer",
+        tokenizer_kwargs={},
+        card="gpn-msa.md",
     ),
 }

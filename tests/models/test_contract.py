@@ -9,7 +9,6 @@ import pytest
 import torch
 from contract_cases import (
     CASES,
-    EXCEPTIONS,
     LENGTHS_BP,
     SHAPES,
     Batch,
@@ -22,6 +21,7 @@ from contract_cases import (
     pad_id,
     padded,
 )
+from contract_rows import EXCEPTIONS
 from torch import nn
 
 from genesplice_hf.models.registry import REGISTRY

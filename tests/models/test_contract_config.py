@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from contract_cases import CONTRADICTIONS, Case, cases, rows
+from contract_cases import Case, cases, rows
+from contract_rows import CONTRADICTIONS
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
 from genesplice_hf.models.registry import REGISTRY, ModelEntry

@@ -1,4 +1,4 @@
-"""Every golden DNA language model as the folder that its authors would publish, through every door, without remote code.
+"""Every golden DNA language model as the folder that its authors would publish, through every door, no remote code.
 
 A case is written in the reference's own layout (config.json and model.safetensors under its names). What loads has the
 golden logits; how the doors treat files of all kinds is in `test_original_folders.py`.

@@ -1,0 +1,124 @@
+"""The convolutional layers of GPN.
+
+In a padded batch every convolution sees zeros at padding, as it does beyond the ends of a sequence: a padded sequence
+has the states of the unpadded one.
+
+Shapes: B batch, L tokens, E hidden size, I inner size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from genesplice_hf.layers.padding import zero_padding
+from genesplice_hf.layers.roformer import RoFormerContext
+from genesplice_hf.models.gpn.configuration_gpn import GPNConfig
+
+
+@dataclass(frozen=True)
+class GPNContext:
+    """What the layers share: the (B, L) bool mask, None = all real, and what attention needs."""
+
+    mask: torch.Tensor | None
+    roformer: RoFormerContext | None = None
+
+
+class DilatedConv1d(nn.Conv1d):
+    """A convolution whose output is as long as its input; its dilation follows from its padding, (k - 1) d / 2.
+
+    PEFT's LoRA makes its copy of a convolution from kernel, stride and padding alone: this way the copy has the
+    dilation too.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        taps, zeros = (value if isinstance(value, int) else value[0] for value in (kernel_size, padding))
+        dilation = 1 if taps == 1 else 2 * zeros // (taps - 1)
+        super().__init__(in_channels, out_channels, taps, stride, zeros, max(dilation, 1), groups, bias)
+
+    @classmethod
+    def of_layer(cls, config: GPNConfig, layer: int, size: int) -> "DilatedConv1d":
+        """The convolution of one layer on `size` channels."""
+        taps, dilation = config.kernel(layer), config.dilation(layer)
+        groups = size if config.depthwise and layer > 0 else 1
+        return cls(size, size, taps, padding=(taps - 1) * dilation // 2, groups=groups, bias=config.has_bias)
+
+
+def convolve(conv: nn.Module, x_BLE: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:
+    """GELU of the convolution along L of x, with zeros at padding; channels come last in and out.
+
+    The result is contiguous: products over another layout round differently from one call to the next.
+    """
+    x_BEL = zero_padding(x_BLE, mask_BL).transpose(1, 2)
+    return gelu(conv(x_BEL)).transpose(1, 2).contiguous()
+
+
+class GPNLayer(GradientCheckpointingLayer):
+    """Any convolutional layer: (B, L, E) -> (B, L, E)."""
+
+
+class LegacyLayer(GPNLayer):
+    """x + norm(gelu(conv(x))), then x + norm(gelu(ffn(x)))."""
+
+    def __init__(self, config: GPNConfig, index: int) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.layer_norm_eps
+        self.conv = DilatedConv1d.of_layer(config, index, size)
+        self.conv_norm = nn.LayerNorm(size, eps)
+        self.ffn = nn.Linear(size, size)
+        self.ffn_norm = nn.LayerNorm(size, eps)
+
+    def forward(self, x_BLE: torch.Tensor, context: GPNContext) -> torch.Tensor:
+        x_BLE = x_BLE + self.conv_norm(convolve(self.conv, x_BLE, context.mask))
+        return x_BLE + self.ffn_norm(gelu(self.ffn(x_BLE)))
+
+
+class ConvNetLayer(GPNLayer):
+    """x + conv_proj(gelu(conv(norm(x)))), then x + ffn_out(gelu(ffn_in(norm(x))))."""
+
+    def __init__(self, config: GPNConfig, index: int) -> None:
+        super().__init__()
+        size, inner, bias, eps = config.hidden_size, config.intermediate_size, config.bias, config.layer_norm_eps
+        self.conv_norm = nn.LayerNorm(size, eps, bias=bias)
+        self.dilated_conv = DilatedConv1d.of_layer(config, index, size)
+        self.conv_proj = nn.Linear(size, size, bias=bias)
+        self.ffn_norm = nn.LayerNorm(size, eps, bias=bias)
+        self.ffn_in = nn.Linear(size, inner, bias=bias)
+        self.ffn_out = nn.Linear(inner, size, bias=bias)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob or 0.0)
+
+    def forward(self, x_BLE: torch.Tensor, context: GPNContext) -> torch.Tensor:
+        convolved = convolve(self.dilated_conv, self.conv_norm(x_BLE), context.mask)
+        x_BLE = x_BLE + self.dropout(self.conv_proj(convolved))
+        return x_BLE + self.dropout(self.ffn_out(gelu(self.ffn_in(self.ffn_norm(x_BLE)))))
+
+
+class ByteNetLayer(GPNLayer):
+    """x + proj_out(gelu(norm(conv(gelu(norm(proj_in(gelu(norm(x)))))))), on I channels inside."""
+
+    def __init__(self, config: GPNConfig, index: int) -> None:
+        super().__init__()
+        size, bias, eps = config.hidden_size, config.bias, config.layer_norm_eps
+        inner = size // 2 if config.slim else size
+        self.norm_in = nn.LayerNorm(size, eps, bias=bias)
+        self.proj_in = nn.Linear(size, inner, bias=bias)
+        self.norm_mid = nn.LayerNorm(inner, eps, bias=bias)
+        self.dilated_conv = DilatedConv1d.of_layer(config, index, inner)
+        self.norm_out = nn.LayerNorm(inner, eps, bias=bias)
+        self.proj_out = nn.Linear(inner, size, bias=bias)
+
+    def forward(self, x_BLE: torch.Tensor, context: GPNContext) -> torch.Tensor:
+        inner_BLI = gelu(self.norm_mid(self.proj_in(gelu(self.norm_in(x_BLE)))))
+        inner_BIL = self.dilated_conv(zero_padding(inner_BLI, context.mask).transpose(1, 2))
+        return x_BLE + self.proj_out(gelu(self.norm_out(inner_BIL.transpose(1, 2))))

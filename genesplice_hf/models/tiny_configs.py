@@ -1,0 +1,151 @@
+"""Configs of every row of the registry that run in milliseconds: for tests, and for trying a model out."""
+
+from typing import Any
+
+from tokenizers import Tokenizer, models
+
+from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
+from genesplice_hf.models.dnabert2.configuration_dnabert2 import DNABERT2Config
+from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
+from genesplice_hf.models.gpn.configuration_gpn import GPNConfig
+from genesplice_hf.models.gpn_msa.configuration_gpn_msa import GPNMSAConfig
+from genesplice_hf.models.hyenadna.configuration_hyenadna import HyenaDNAConfig
+from genesplice_hf.models.nucleotide_transformer_v2.configuration_nucleotide_transformer_v2 import (
+    NucleotideTransformerV2Config,
+)
+from genesplice_hf.models.performer.configuration_performer import PerformerConfig
+
+
+def tiny_genesplice(**overrides: Any) -> GeneSpliceConfig:
+    """A flat GeneSplice of two blocks with a window of 4 bases."""
+    fields: dict[str, Any] = {
+        "hidden_sizes": [32],
+        "pool_sizes": [],
+        "num_attention_heads": [2],
+        "head_dims": [16],
+        "intermediate_sizes": [48],
+        "num_encoder_layers": [],
+        "num_tower_layers": 2,
+        "num_decoder_layers": [],
+        "local_windows": [],
+        "tower_window": 4,
+        "tower_layer_types": ["sliding_attention", "full_attention"],
+        "num_tracks": 3,
+        "track_bin_size": 1,
+    }
+    return GeneSpliceConfig(**(fields | overrides))
+
+
+def tiny_performer(**overrides: Any) -> PerformerConfig:
+    """A bidirectional Performer of two layers; whole sequences, so that dropout can be tested too."""
+    fields: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "is_decoder": False,
+        "slim_chunk_size": -1,
+        "attention_block_size": 4,
+        # Large enough for the paths through attention to show beside the skips.
+        "initializer_range": 0.3,
+    }
+    return PerformerConfig(**(fields | overrides))
+
+
+def tiny_nucleotide_transformer_v2(**overrides: Any) -> NucleotideTransformerV2Config:
+    """Two layers over 3-mers."""
+    fields: dict[str, Any] = {
+        "vocab_size": 75,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        # Large enough for the paths through attention to show beside the skips.
+        "initializer_range": 0.1,
+    }
+    return NucleotideTransformerV2Config(**(fields | overrides))
+
+
+def tiny_dnabert2(**overrides: Any) -> DNABERT2Config:
+    """Two layers with a number of heads that is no power of two."""
+    fields: dict[str, Any] = {
+        "vocab_size": 32,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 48,
+        "hidden_dropout_prob": 0.0,
+        "initializer_range": 0.05,
+    }
+    return DNABERT2Config(**(fields | overrides))
+
+
+def tiny_bpe() -> Tokenizer:
+    """A few merges under the special tokens of DNABERT-2, whose own vocabulary comes with its weights."""
+    merges = [("A", "C"), ("G", "T"), ("T", "T"), ("AC", "G"), ("GT", "A")]
+    tokens = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *"ACGNT", *map("".join, merges)]
+    return Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, unk_token="[UNK]"))
+
+
+def tiny_hyenadna(**overrides: Any) -> HyenaDNAConfig:
+    """Two layers; tied, for an LM head of its own has a name that adapters do not save."""
+    fields: dict[str, Any] = {
+        "vocab_size": 16,
+        "d_model": 32,
+        "n_layer": 2,
+        "d_inner": 48,
+        "max_seq_len": 96,
+        "filter_order": 8,
+        "activation_freq": 2,
+        "embed_dropout": 0.0,
+        "tie_word_embeddings": True,
+        # Large enough for the paths through the mixers to show beside the skips.
+        "initializer_range": 0.2,
+    }
+    return HyenaDNAConfig(**(fields | overrides))
+
+
+def tiny_caduceus(**overrides: Any) -> CaduceusConfig:
+    """A Caduceus-Ph of two blocks; `rcps=True` makes it a Caduceus-PS."""
+    fields: dict[str, Any] = {
+        "vocab_size": 16,
+        "d_model": 16,
+        "n_layer": 2,
+        "ssm_cfg": {"d_state": 4, "dt_rank": 2, "dt_min": 0.1, "dt_max": 1.0},
+        "scan_chunk_size": 8,
+        # The paths through the mixers show beside the skips.
+        "initializer_cfg": {"initializer_range": 0.1, "rescale_prenorm_residual": False},
+    }
+    return CaduceusConfig(**(fields | overrides))
+
+
+def tiny_gpn(**overrides: Any) -> GPNConfig:
+    """A GPN of two layers whose convolutions see 4 bases to each side, then 4 again at distance 2."""
+    fields: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "attention_probs_dropout_prob": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "max_position_embeddings": 64,
+        # Large enough for the branches to show beside the skips.
+        "initializer_range": 0.1,
+    }
+    return GPNConfig(**(fields | overrides))
+
+
+def tiny_gpn_msa(**overrides: Any) -> GPNMSAConfig:
+    """A GPN-MSA of two layers that sees three aligned species."""
+    fields: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "n_aux_features": 15,
+        "attention_probs_dropout_prob": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.1,
+    }
+    return GPNMSAConfig(**(fields | overrides))
