@@ -1,7 +1,7 @@
 """What the contract suite runs on: every head of every row of the registry, with a tiny model and a batch for it.
 
-A new model becomes one row of `REGISTRY` and is found here by itself; what is peculiar to it stands in `contract_rows`.
-A new Auto class needs an entry in `LABELS` and `SHAPES`.
+A new model becomes one row of `REGISTRY` and is found here by itself; what is peculiar to it stands in
+`contract_rows`. A new Auto class needs an entry in `LABELS` and `SHAPES`.
 
 Shapes: B batch, L tokens, E hidden size, V vocabulary, C labels, T tracks.
 """

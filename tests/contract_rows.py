@@ -1,7 +1,7 @@
 """What the contract suite knows of single rows of the registry.
 
-Further forms of a model, to which all checks apply as well, stand in `FORMS`; a check that it cannot pass is named with
-its reason in `EXCEPTIONS`; the rules of its config are shown to bite in `CONTRADICTIONS`.
+Further forms of a model, to which all checks apply as well, stand in `FORMS`; a check that it cannot pass is named
+with its reason in `EXCEPTIONS`; the rules of its config are shown to bite in `CONTRADICTIONS`.
 """
 
 from typing import Any

@@ -29,8 +29,8 @@ MAY_IMPORT = {
 }
 # These see every room and nobody imports them: the package root (`__init__.py`) and the command line.
 TOP = ("__init__", "cli")
-# The two files of `models` that may import every model.
-COLLECTORS = ("models/registry.py", "models/original.py")
+# The files of `models` that may import every model.
+COLLECTORS = ("models/registry.py", "models/tiny_configs.py", "models/original.py")
 SHARED_BY_MODELS = "models.auto"
 # Rooms whose files are copied flat into published repositories.
 BUNDLED = ("genome", "layers", "tokenization", "heads", "models")
