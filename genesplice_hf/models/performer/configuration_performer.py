@@ -37,8 +37,8 @@ class PerformerConfig(PreTrainedConfig):
             of one chunk; evaluation computes in chunks as well. -1 = whole sequences, ordinary backpropagation.
         attention_block_size: tokens per block of causal attention; no effect on the result.
         slim_states: causal training keeps the sums at the start of every chunk ("store") or reverses them by
-            subtraction ("reverse", memory independent of the length; rounding grows with it, and feature maps that
-            give zero denominators, such as relu with a tiny `denominator_eps`, do not survive it).
+            subtraction ("reverse", memory independent of the length; what rounding cut off is carried along, so that
+            they come back as they were).
         bidirectional_strategy: see `layers.sublinear_memory.sublinear_loss`.
         attention_dropout, hidden_dropout, classifier_dropout: on the output of attention, on that of the feed-forward
             network, before the classifier; need `slim_chunk_size=-1`, for chunks are computed twice.
