@@ -122,6 +122,10 @@ class LinearCache(Cache):
         stem_inputs: (B, kernel size - 1, E) last token embeddings, for models with a convolution before the layers.
     """
 
+    states: list[LinearState] | None
+    seen_B: torch.Tensor | None
+    stem_inputs: torch.Tensor | None
+
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.reset()
@@ -145,9 +149,7 @@ class LinearCache(Cache):
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.states: list[LinearState] | None = None
-        self.seen_B: torch.Tensor | None = None
-        self.stem_inputs: torch.Tensor | None = None
+        self.states = self.seen_B = self.stem_inputs = None
         self._length = 0
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

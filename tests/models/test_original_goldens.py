@@ -48,6 +48,10 @@ CASES = {
     "nt_v2": Published("nt_v2", None, None, 2e-5, "eps1e-12.logits"),
     "dnabert1": Published("dnabert1", "bert", MLM, 2e-5),
     "dnabert2": Published("dnabert2", "bert", None, 2e-5),
+    "gpn_convnet": Published("gpn_convnet", "ConvNet", MLM, 2e-5),
+    "gpn_convnet2": Published("gpn", "GPN", MLM, 2e-5),
+    "gpn_bytenet": Published("gpn", "GPN", MLM, 2e-5),
+    "gpn_msa": Published("gpn_msa", "GPNRoFormer", MLM, 2e-5),
     "hyenadna": Published("hyenadna", "hyenadna", "AutoModelForCausalLM", 1e-4, "full.logits_tied", "input_ids_full"),
     "caduceus_ph": Published("caduceus", "caduceus", MLM, 3e-5),
     "caduceus_ps": Published("caduceus", "caduceus", MLM, 3e-5),
@@ -81,14 +85,11 @@ def batch_of(name: str) -> dict[str, torch.Tensor]:
 def opened(name: str, folder: Path, task: str) -> PreTrainedModel:
     """Through the Auto class where one can know the type, otherwise through the class itself."""
     case = CASES[name]
-    auto = {"language": case.auto, "base": "AutoModel", "classifier": "AutoModelForSequenceClassification"}[task]
-    classes = SOURCES[case.source].classes
-    own = {
-        "language": classes.get("masked_lm") or classes.get("causal_lm"),
-        "base": classes["base"],
-        "classifier": classes["sequence_classification"],
-    }[task]
-    return (getattr(transformers, auto) if case.auto else own).from_pretrained(folder).eval()
+    if case.auto is not None:
+        auto = {"language": case.auto, "base": "AutoModel", "classifier": "AutoModelForSequenceClassification"}[task]
+        return getattr(transformers, auto).from_pretrained(folder).eval()
+    own = {"language": "masked_lm", "base": "base", "classifier": "sequence_classification"}[task]
+    return SOURCES[case.source].classes[own].from_pretrained(folder).eval()
 
 
 def assert_golden(name: str, model: PreTrainedModel) -> None:

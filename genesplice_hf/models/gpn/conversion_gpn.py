@@ -161,7 +161,7 @@ class ConvNetSource(_GPNSource):
 
     name = "gpn_convnet"
     layout = "legacy"
-    original_types = ("ConvNet",)
+    original_types: tuple[str, ...] = ("ConvNet",)
     fields = LEGACY_FIELDS
     classes: dict[str, type[PreTrainedModel]] = {
         "base": GPNModel,
@@ -175,7 +175,7 @@ class GPNSource(_GPNSource):
 
     name = "gpn"
     layout = "v2"
-    original_types = ("GPN",)
+    original_types: tuple[str, ...] = ("GPN",)
     fields = FIELDS
     classes: dict[str, type[PreTrainedModel]] = ConvNetSource.classes | {
         "token_classification": GPNForTokenClassification
