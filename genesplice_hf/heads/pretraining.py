@@ -335,8 +335,9 @@ class EncoderForPreTraining(PreTrainingMixin, StrictPreTrainedModel):
         self.post_init()
 
     def _tie(self) -> dict[str, str] | None:
-        embedding = self.get_input_embeddings().weight
-        if self.lm_head is None or embedding.shape != self.lm_head.weight.shape:
+        # Models that read one-hot vectors have no table to tie to.
+        embedding = getattr(self.get_input_embeddings(), "weight", None)
+        if self.lm_head is None or embedding is None or embedding.shape != self.lm_head.weight.shape:
             return None
         name = next(name for name, parameter in self.encoder.named_parameters() if parameter is embedding)
         return {"lm_head.weight": f"{self.base_model_prefix}.{name}"}
