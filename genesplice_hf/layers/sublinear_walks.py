@@ -117,18 +117,19 @@ class CausalWalk:
 
     def __init__(self, stack: ChunkedStack) -> None:
         self.stack = stack
+        self._stored: list[torch.Tensor] = []
 
     def forward(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Keeps the sums that every chunk but the first starts from."""
-        stack, loss, kept = self.stack, None, []
+        stack, loss = self.stack, None
         states: list[LinearState | None] = [None] * len(stack.layers)
-        for span in stack.spans:
-            kept += flat(states)
+        for number, span in enumerate(stack.spans):
+            self.keep_start(number, states)
             x_BCE = stack.embed(*span)
             for index, layer in enumerate(stack.layers):
                 x_BCE, states[index] = self.through(index, layer, x_BCE, stack.mask_of(span), states[index])
             loss = added(loss, stack.head_loss(x_BCE, *span))
-        return loss, self.keep(kept, states)
+        return loss, self.kept()
 
     def through(
         self, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, start: LinearState | None
@@ -136,42 +137,49 @@ class CausalWalk:
         """One chunk through a layer, and the sums after it."""
         return layer(x_BCE, mask, start, True)
 
-    def keep(self, starts: list[torch.Tensor], ends: Sequence[LinearState | None]) -> list[torch.Tensor]:
-        """What the backward pass needs, of the sums before every chunk but the first and those after the last."""
-        return starts
+    def keep_start(self, number: int, states: Sequence[LinearState | None]) -> None:
+        """Takes note of the sums before chunk `number`.
+
+        They go into room made at once: small tensors that live long, one after each chunk, would keep the allocator
+        from using the memory of the chunks again.
+        """
+        tensors = flat(states)
+        if not self._stored:
+            self._stored = [tensor.new_empty(len(self.stack.spans) - 1, *tensor.shape) for tensor in tensors]
+        for stored, tensor in zip(self._stored, tensors, strict=True):
+            stored[number - 1] = tensor
+
+    def kept(self) -> list[torch.Tensor]:
+        """What the backward pass needs."""
+        return self._stored
 
     def begin(self, kept: Sequence[torch.Tensor]) -> None:
-        """Takes over what `keep` gave."""
-        self._stored = unflat(kept)
+        """Takes over what `kept` gave."""
+        self._stored = list(kept)
 
     def start_of(
-        self, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, is_first: bool
-    ) -> LinearState | None:
-        """The sums before the chunk; asked layer by layer, from the last chunk to the first."""
-        if is_first:
-            return None
-        per_chunk = len(self.stack.layers)
-        start = self._stored[index - per_chunk]
-        if index == per_chunk - 1:
-            self._stored = self._stored[:-per_chunk]
-        return start
+        self, number: int, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None
+    ) -> LinearState:
+        """The sums of layer `index` before chunk `number`; asked layer by layer, from the last chunk to the second."""
+        return LinearState(*(stored[number - 1] for stored in self._stored[2 * index : 2 * index + 2]))
 
     def backward(self, kept: Sequence[torch.Tensor], upstream: torch.Tensor, sums: GradientSums) -> None:
         self.begin(kept)
         cotangents: list[Cotangent] = [None] * (2 * len(self.stack.layers))
-        for span in reversed(self.stack.spans):
-            starts, ends, loss = self._rebuild(span)
+        for number, span in reversed(list(enumerate(self.stack.spans))):
+            starts, ends, loss = self._rebuild(number, span)
             cotangents = sums.pull_back([loss, *flat(ends)], [upstream, *cotangents], flat(starts))
 
-    def _rebuild(self, span: Span) -> tuple[list[LinearState], list[LinearState], torch.Tensor]:
+    def _rebuild(self, number: int, span: Span) -> tuple[list[LinearState], list[LinearState], torch.Tensor]:
         """The chunk's graph: its start states as leaves, its end states and its loss."""
         stack, starts, ends = self.stack, [], []
         mask_BC, x_BCE = stack.mask_of(span), stack.embed(*span)
         for index, layer in enumerate(stack.layers):
-            with torch.no_grad():
-                known = self.start_of(index, layer, x_BCE, mask_BC, span[0] == 0)
-            start = None if known is None else leaf(known)
-            starts += [] if start is None else [start]
+            start = None
+            if number:
+                with torch.no_grad():
+                    start = leaf(self.start_of(number, index, layer, x_BCE, mask_BC))
+                starts.append(start)
             x_BCE, end = layer(x_BCE, mask_BC, start, True)
             ends.append(end)
         return starts, ends, stack.head_loss(x_BCE, *span)
@@ -184,10 +192,9 @@ class ReversedCausalWalk(CausalWalk):
     cut off (Knuth's exact sum of two floats, TAOCP 2, 4.2.2, theorem B), and come back as they were.
     """
 
-    def forward(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Keeps the last sums and what rounding cut off from them."""
-        self._exact: list[ExactState | None] = [None] * len(self.stack.layers)
-        return super().forward()
+    def __init__(self, stack: ChunkedStack) -> None:
+        super().__init__(stack)
+        self._exact: list[ExactState | None] = [None] * len(stack.layers)
 
     def through(
         self, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, start: LinearState | None
@@ -196,7 +203,11 @@ class ReversedCausalWalk(CausalWalk):
         self._exact[index] = exact = plus_exactly(self._exact[index], own)
         return layer(x_BCE, mask, start, True)[0], exact.rounded
 
-    def keep(self, starts: list[torch.Tensor], ends: Sequence[LinearState | None]) -> list[torch.Tensor]:
+    def keep_start(self, number: int, states: Sequence[LinearState | None]) -> None:
+        """Nothing: the last sums are enough."""
+
+    def kept(self) -> list[torch.Tensor]:
+        """The last sums, and what rounding cut off from them."""
         return [tensor for exact in self._exact if exact is not None for state in exact for tensor in state]
 
     def begin(self, kept: Sequence[torch.Tensor]) -> None:
@@ -204,10 +215,8 @@ class ReversedCausalWalk(CausalWalk):
         self._exact = [ExactState(*pair) for pair in zip(states[::2], states[1::2], strict=True)]
 
     def start_of(
-        self, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None, is_first: bool
-    ) -> LinearState | None:
-        if is_first:
-            return None
+        self, number: int, index: int, layer: Any, x_BCE: torch.Tensor, mask: torch.Tensor | None
+    ) -> LinearState:
         own = layer.sums(x_BCE, mask)
         self._exact[index] = exact = plus_exactly(self._exact[index], LinearState(-own.numerator, -own.denominator))
         return exact.rounded

@@ -17,6 +17,7 @@ from torch import nn
 from genesplice_hf.errors import GeneSpliceError
 from genesplice_hf.layers.linear_attention import LinearState
 from genesplice_hf.layers.sublinear_memory import sublinear_loss
+from genesplice_hf.layers.sublinear_walks import plus_exactly
 
 VOCABULARY, HIDDEN, HEADS = 8, 12, 2
 LENGTH = 70
@@ -222,15 +223,33 @@ def test_saved_tensors_do_not_grow_with_the_sequence(mode: str) -> None:
 
 
 def test_what_is_kept_between_the_passes() -> None:
-    """One set of sums for the sequence, or one per chunk but the first, or the input of each layer."""
+    """One set of sums for the sequence (with what rounding cut off), one per chunk but the first, or all inputs."""
     head_size = HIDDEN // HEADS
     sums = 2 * 3 * HEADS * (head_size * head_size + head_size) * 8
-    assert {saved_bytes("causal-reverse", chunks).kept for chunks in (4, 32)} == {sums}
+    assert {saved_bytes("causal-reverse", chunks).kept for chunks in (4, 32)} == {2 * sums}
     assert {saved_bytes("bidirectional-sublinear", chunks).kept for chunks in (4, 32)} == {sums}
     inputs = 3 * 3 * 8 * HIDDEN * 8
     for chunks in (4, 32):
         assert saved_bytes("causal-store", chunks).kept == (chunks - 1) * sums
         assert saved_bytes("bidirectional-checkpoint", chunks).kept == sums + chunks * inputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_come_back_as_they_were(dtype: torch.dtype) -> None:
+    """Chunks of very different size, added and subtracted again; plain differences are not what was there before."""
+    sizes = 10.0 ** torch.linspace(-2, 3, 50, dtype=dtype)
+    chunks = [LinearState(size * torch.rand(3, 4, dtype=dtype), size * torch.rand(3, dtype=dtype)) for size in sizes]
+    before, state, plain = [], None, torch.zeros(3, dtype=dtype)
+    for chunk in chunks:
+        before.append(None if state is None else state.rounded)
+        state = plus_exactly(state, chunk)
+        plain = plain + chunk.denominator
+    for chunk, expected in zip(reversed(chunks[1:]), reversed(before[1:]), strict=True):
+        state = plus_exactly(state, LinearState(-chunk.numerator, -chunk.denominator))
+        plain = plain - chunk.denominator
+        assert torch.equal(state.rounded.numerator, expected.numerator)
+        assert torch.equal(state.rounded.denominator, expected.denominator)
+    assert not torch.equal(plain, chunks[0].denominator)
 
 
 def test_a_checkpointed_layer_is_differentiated_chunk_by_chunk() -> None:
