@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
     budget_gib: float = 2.0
     context_start: int = 8_192
     slim_start: int = 262_144
-    context_cap: int = 4_194_304
+    context_cap: int = 1_048_576
 
 
 SIZES = Sizes()
