@@ -105,12 +105,18 @@ def run_group(group: str, sizes: Sizes, arguments: argparse.Namespace) -> dict[s
     return {"environment": before, "cells": dict(outcomes), "rows": [row._asdict() for row in judged]}
 
 
-def cell_runner(arguments: argparse.Namespace) -> Callable[[Cell], dict[str, Any]]:
-    """A function that runs a cell in a process of its own and returns its numbers, or `{"failed": why}`."""
+def cell_runner(
+    arguments: argparse.Namespace, module: str = "benchmarks.long_context"
+) -> Callable[[Cell], dict[str, Any]]:
+    """A function that runs a cell in a process of its own and returns its numbers, or `{"failed": why}`.
+
+    Args:
+        arguments: `threads` and `time_limit`. module: the script that knows the cell.
+    """
     environ = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
     def run(cell: Cell) -> dict[str, Any]:
-        command = [sys.executable, "-m", "benchmarks.long_context", "--threads", str(arguments.threads)]
+        command = [sys.executable, "-m", module, "--threads", str(arguments.threads)]
         command += ["--cell", cell.kind, "--options", json.dumps(cell.options)]
         try:
             done = subprocess.run(
@@ -129,13 +135,15 @@ def _in_this_process(threads: int, cell: Cell) -> dict[str, Any]:
     return run_here(cell.kind, cell.options, threads)
 
 
-def run_here(kind: str, options: dict[str, Any], threads: int) -> dict[str, Any]:
+def run_here(
+    kind: str, options: dict[str, Any], threads: int, kinds: dict[str, Callable[..., dict[str, Any]]] = KINDS
+) -> dict[str, Any]:
     """Runs one cell in this process; memory that it was refused is a result."""
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)
     transformers.logging.set_verbosity_error()
     try:
-        return KINDS[kind](**options)
+        return kinds[kind](**options)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

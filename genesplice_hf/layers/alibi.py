@@ -31,7 +31,8 @@ def alibi_bias(slopes_H: torch.Tensor, distance: torch.Tensor, dtype: torch.dtyp
 
     The product is taken in the slopes' precision and cast last.
     """
-    return -(slopes_H[:, None, None] * distance.abs()).to(dtype)
+    # Slopes turned round first: no second tensor of the full size.
+    return (slopes_H.neg()[:, None, None] * distance.abs()).to(dtype)
 
 
 def biased_mask(visible: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
