@@ -13,7 +13,10 @@ from genesplice_hf.layers.hierarchical import take_tokens
 
 
 class PredictionHead(nn.Module):
-    """Linear, activation, LayerNorm, and the decoder over the vocabulary; (..., E) -> (..., V)."""
+    """Linear, activation, LayerNorm, and the decoder over the vocabulary; (..., E) -> (..., V).
+
+    The head of BERT's line (Devlin et al., arXiv 1810.04805, section 3.1).
+    """
 
     def __init__(
         self,

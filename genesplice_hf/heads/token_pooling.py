@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from genesplice_hf.heads.pooling import masked_max, masked_mean
+from genesplice_hf.heads.pooling import first_real, last_real, masked_max, masked_mean, without_special
 
 TokenPooling = Literal["mean", "cls", "max", "last"]
 
@@ -27,12 +27,7 @@ def pool_tokens(
         special_token_ids: ids that stay out of the mean and the maximum, where `input_ids` are known.
     """
     if pooling in ("cls", "last"):
-        index_B = mask_BL.int().argmax(1)
-        if pooling == "last":
-            index_B = mask_BL.shape[1] - 1 - mask_BL.flip(1).int().argmax(1)
-        picked = x_BLE.gather(1, index_B[:, None, None].expand(-1, 1, x_BLE.shape[-1])).squeeze(1)
-        return picked * mask_BL.any(1, keepdim=True).to(picked.dtype)
-    if input_ids is not None and len(special_token_ids):
-        special = torch.tensor(list(special_token_ids), device=input_ids.device)
-        mask_BL = mask_BL & ~torch.isin(input_ids, special)
+        picked_BE = first_real(x_BLE, mask_BL) if pooling == "cls" else last_real(x_BLE, mask_BL)
+        return picked_BE * mask_BL.any(1, keepdim=True).to(picked_BE.dtype)
+    mask_BL = without_special(mask_BL, input_ids, special_token_ids)
     return masked_max(x_BLE, mask_BL) if pooling == "max" else masked_mean(x_BLE, mask_BL)

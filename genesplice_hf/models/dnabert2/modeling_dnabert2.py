@@ -11,7 +11,7 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 from transformers.utils.generic import can_return_tuple
 
 from genesplice_hf.heads.encoder_outputs import masked_lm_output, sequence_output, token_output
-from genesplice_hf.heads.lm_transform import TransformedLMHead
+from genesplice_hf.heads.prediction import PredictionHead
 from genesplice_hf.heads.sequence import SequenceClassificationHead
 from genesplice_hf.heads.token import TokenClassificationHead
 from genesplice_hf.models.dnabert2.configuration_dnabert2 import DNABERT2Config
@@ -40,7 +40,7 @@ class DNABERT2ForMaskedLM(_WithBase):
 
     def __init__(self, config: DNABERT2Config) -> None:
         super().__init__(config)
-        self.lm_head = TransformedLMHead(config.hidden_size, config.vocab_size, _HEAD_EPS)
+        self.lm_head = PredictionHead(config.hidden_size, config.vocab_size, _HEAD_EPS)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

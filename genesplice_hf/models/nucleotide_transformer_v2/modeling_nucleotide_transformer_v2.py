@@ -11,7 +11,7 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 from transformers.utils.generic import can_return_tuple
 
 from genesplice_hf.heads.encoder_outputs import masked_lm_output, sequence_output, token_output
-from genesplice_hf.heads.lm_transform import TransformedLMHead
+from genesplice_hf.heads.prediction import PredictionHead
 from genesplice_hf.heads.sequence import SequenceClassificationHead
 from genesplice_hf.heads.token import TokenClassificationHead
 from genesplice_hf.models.nucleotide_transformer_v2.configuration_nucleotide_transformer_v2 import (
@@ -42,7 +42,7 @@ class NucleotideTransformerV2ForMaskedLM(_WithBase):
 
     def __init__(self, config: NucleotideTransformerV2Config) -> None:
         super().__init__(config)
-        self.lm_head = TransformedLMHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
+        self.lm_head = PredictionHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
