@@ -20,7 +20,7 @@ PACKAGE = ROOT / "genesplice_hf"
 MAX_MEGABYTES = 12
 # Where the import's name is not the distribution's.
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
-EXTRAS = {"flash", "rna", "plots", "graph", "dev"}
+EXTRAS = {"flash", "rna", "tracks", "plots", "graph", "dev"}
 BUILD = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
 
 
