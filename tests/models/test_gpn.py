@@ -31,6 +31,7 @@ from genesplice_hf.models.gpn.modeling_gpn import (
     GPNForTokenClassification,
 )
 from genesplice_hf.models.gpn.modeling_gpn_base import GPNModel
+from genesplice_hf.models.gpn.modeling_gpn_layer import DilatedConv1d, convolve
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {"gpn_convnet": "gpn_convnet", "gpn_convnet2": "gpn", "gpn_bytenet": "gpn"}
@@ -499,6 +500,20 @@ def test_every_encoder_has_its_own_adapter_targets(form: str) -> None:
     adapted = get_peft_model(model, LoraConfig(r=2))
     names = {name.split(".lora_A")[0].split(".")[-1] for name, _ in adapted.named_parameters() if "lora_A" in name}
     assert names == TARGETS[form][0]
+
+
+@pytest.mark.parametrize(("taps", "dilation", "bias"), [(9, 1, True), (5, 4, False), (1, 1, True)])
+def test_channels_last_is_the_convolution_itself(taps: int, dilation: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = DilatedConv1d(6, 8, taps, padding=(taps - 1) * dilation // 2, bias=bias).double()
+    x_BLE = torch.randn(2, 11, 6, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(2, 11, dtype=torch.bool).index_fill(1, torch.arange(4), 0)
+    found, plain = convolve(conv, x_BLE, mask), conv((x_BLE * mask[..., None]).transpose(1, 2)).transpose(1, 2)
+    weights = torch.randn_like(plain)
+    wanted = [x_BLE, *conv.parameters()]
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), wanted) for y in (found, plain))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_lora_on_a_dilated_convolution_is_dilated() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, pipeline
 
 from genesplice_hf.errors import GeneSpliceError, SequenceError
+from genesplice_hf.models.hyenadna import modeling_hyenadna_layer
 from genesplice_hf.models.hyenadna.configuration_hyenadna import HyenaDNAConfig
 from genesplice_hf.models.hyenadna.modeling_hyenadna import (
     HyenaDNAForCausalLM,
@@ -121,6 +122,29 @@ def test_values_and_gradients_are_those_of_the_plain_twin(form: str, length: int
     # Positions and decay rates are float32 by nature; a frequency and a sine make more of their rounding.
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], atol=2e-4, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("left", [None, 0, 3])
+def test_blocks_without_gradients_give_the_states_of_the_whole(
+    form: str, left: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = tiny(**FORMS[form]), ids_of(2, 31)
+    mask = None if left is None else torch.ones_like(ids).index_fill(1, torch.arange(left), 0)
+    whole = model(ids, attention_mask=mask).last_hidden_state
+    monkeypatch.setattr(modeling_hyenadna_layer, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(modeling_hyenadna_layer, "CHANNELS_AT_ONCE", 3)
+    assert modeling_hyenadna_layer.runs_in_blocks(whole) is False
+    with torch.no_grad():
+        assert modeling_hyenadna_layer.runs_in_blocks(whole)
+        torch.testing.assert_close(model(ids, attention_mask=mask).last_hidden_state, whole, rtol=0, atol=1e-10)
+
+
+def test_blocks_leave_dropout_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny(hyena_dropout=0.5).train(), ids_of(1, 31)
+    monkeypatch.setattr(modeling_hyenadna_layer, "TOKENS_AT_ONCE", 7)
+    with torch.no_grad():
+        assert not torch.equal(model(ids).last_hidden_state, model(ids).last_hidden_state)
 
 
 def test_published_size() -> None:
