@@ -213,7 +213,6 @@ def failed(group: str, found: Outcomes) -> list[Judged]:
 SPOILERS = [
     *[("forward", case.cell.name, "ours_cpu_seconds", 1.51, "<= 1") for case in cases_of(SIZES)],
     ("forward", "hyenadna 1,026", "uncached_cpu_seconds", 1.51, "<= 1"),
-    ("forward", "hyenadna 32,770", "uncached_cpu_seconds", 1.49, ">= 1.5"),
     ("forward", "nt_v1", "is_transformers_class", False, ">= 1"),
     ("scan", "scan 8,192", "reference_cpu_seconds", 19.9, ">= 20"),
     ("scan", "scan alone 32,768", "cpu_seconds", 32_768 * 1.31, "<= 1.3"),
@@ -229,9 +228,7 @@ def test_one_bad_figure_fails_its_own_demand(group, cell, field, value, demand) 
     found = passing(group)
     assert failed(group, found) == []
     found[cell][field] = value
-    demands = [row.demand for row in failed(group, found)]
-    # Slow models at the longest input also gain less from kept filters.
-    assert demands == ([demand, ">= 1.5"] if (cell, field) == ("hyenadna 32,770", "ours_cpu_seconds") else [demand])
+    assert [row.demand for row in failed(group, found)] == [demand]
 
 
 def test_nothing_is_demanded_of_stand_ins() -> None:
@@ -252,11 +249,13 @@ def all_close(found: Outcomes, *but: str) -> Outcomes:
     return found
 
 
-def test_two_models_have_to_be_clearly_faster_in_all_their_cells() -> None:
+def test_two_models_have_to_be_clearly_faster_at_their_longest_inputs() -> None:
     assert clearly(all_close(passing("forward"), "GPN", "HyenaDNA"))[1:] == (2, ">= 2", True, "HyenaDNA, GPN")
     assert clearly(all_close(passing("forward"), "GPN")).passed is False
     one_slow = all_close(passing("forward"), "GPN", "HyenaDNA")
     one_slow["hyenadna 1,026"]["original_cpu_seconds"] = 1.29
+    assert clearly(one_slow).passed
+    one_slow["hyenadna 32,770"]["original_cpu_seconds"] = 1.29
     assert clearly(one_slow).passed is False
     one_failed = all_close(passing("forward"), "GPN", "HyenaDNA")
     one_failed["gpn"] = {"failed": "outputs differ"}
