@@ -17,8 +17,8 @@ from transformers.modeling_outputs import (
 
 from genesplice_hf.heads.losses import weighted_cross_entropy
 from genesplice_hf.heads.pooling import without_special
+from genesplice_hf.heads.prediction import at_positions
 from genesplice_hf.heads.sequence import SequenceClassificationHead, infer_problem_type, sequence_loss
-from genesplice_hf.layers.hierarchical import take_tokens
 from genesplice_hf.layers.padding import as_mask
 
 Count: TypeAlias = torch.Tensor | int | None
@@ -38,12 +38,8 @@ def masked_lm_output(
         labels: (B, L) true ids, -100 where nothing is asked. loss_weight: (B, L) weight of each label.
         logits_positions: (B, P) positions whose logits and loss are wanted; None = all.
     """
-    state = outputs.last_hidden_state
-    if logits_positions is not None:
-        state = take_tokens(state, logits_positions)
-        labels = None if labels is None else take_tokens(labels, logits_positions)
-        loss_weight = None if loss_weight is None else take_tokens(loss_weight, logits_positions)
-    logits = head(state)
+    logits = head(at_positions(outputs.last_hidden_state, logits_positions))
+    labels, loss_weight = (x if x is None else at_positions(x, logits_positions) for x in (labels, loss_weight))
     loss = None if labels is None else weighted_cross_entropy(logits, labels, loss_weight, num_items_in_batch)
     return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.errors import CheckpointError, UnknownCheckpointError
-from genesplice_hf.layers.strict_loading import ORIGINAL_READERS, Original, StrictPreTrainedModel, load_tensors
+from genesplice_hf.layers.strict_loading import ORIGINAL_READERS, Original, load_tensors
 from genesplice_hf.models.caduceus.conversion_caduceus import SOURCES as CADUCEUS_SOURCES
 from genesplice_hf.models.detection import detect_dna_lm
 from genesplice_hf.models.dnabert.conversion_dnabert import SOURCES as DNABERT_SOURCES
@@ -165,8 +165,8 @@ def register_source(entry: OriginalSource) -> None:
     Raises:
         ValueError: transformers or another source has taken one of its `original_types`.
     """
-    if issubclass(entry.classes["base"], StrictPreTrainedModel):
-        ORIGINAL_READERS[entry.model_type] = read_original
+    # Only our classes look here.
+    ORIGINAL_READERS[entry.model_type] = read_original
     for original_type in entry.original_types:
         AutoConfig.register(original_type, alias_config_class(entry, original_type))
 

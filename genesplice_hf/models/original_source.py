@@ -1,7 +1,7 @@
 """What a conversion file declares about one reference, and our config that comes of the reference's."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +31,6 @@ class OriginalSource(Protocol):
     Attributes:
         name: the word for it, `source` of `from_original`.
         model_type: of the model it becomes.
-        classes: task -> class of ours.
         inputs: options that are tensors which the reference keeps outside its state dict.
         original_types: `model_type`s of the reference's config.json files that transformers has not taken.
 
@@ -41,9 +40,12 @@ class OriginalSource(Protocol):
 
     name: str
     model_type: str
-    classes: dict[str, type[PreTrainedModel]]
     inputs: tuple[str, ...]
     original_types: tuple[str, ...]
+
+    @property
+    def classes(self) -> Mapping[str, type[PreTrainedModel]]:
+        """task -> class of ours."""
 
     def task(self, state_dict: dict[str, torch.Tensor]) -> str:
         """What `task="auto"` means for these tensors; only names and shapes are looked at."""

@@ -9,17 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import BertConfig, PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.layers.tied_weights import fill_tied, modern_name
+from genesplice_hf.layers.transformers_classes import TransformersClasses
 
 BODY = "bert."
 POOLER = ("pooler.dense.weight", "pooler.dense.bias")
@@ -43,12 +36,12 @@ class DnabertSource:
 
     name = "dnabert1"
     model_type = BertConfig.model_type
-    classes: dict[str, type[PreTrainedModel]] = {
-        "base": BertModel,
-        "masked_lm": BertForMaskedLM,
-        "sequence_classification": BertForSequenceClassification,
-        "token_classification": BertForTokenClassification,
-    }
+    classes: Mapping[str, type[PreTrainedModel]] = TransformersClasses(
+        base="BertModel",
+        masked_lm="BertForMaskedLM",
+        sequence_classification="BertForSequenceClassification",
+        token_classification="BertForTokenClassification",
+    )
     inputs: tuple[str, ...] = ()
     # transformers' own type: AutoModel loads the published folders as it always did.
     original_types: tuple[str, ...] = ()
@@ -86,7 +79,7 @@ class DnabertSource:
             else:
                 found[name if key.startswith(HEADS.get(task, " ")) else prefix + name] = tensor
         if task == "masked_lm":
-            fill_tied(found, config, BertForMaskedLM._tied_weights_keys)
+            fill_tied(found, config, DnabertSource.classes["masked_lm"]._tied_weights_keys)
         return found, sorted(ignored)
 
     @staticmethod
@@ -100,7 +93,7 @@ class DnabertSource:
         config = model.config
         record = getattr(config, "conversion", None) or {}
         original = _original_fields(model, record.get("fields", FIELDS | STANDARD))
-        prefix = BODY if isinstance(model, BertModel) else ""
+        prefix = BODY if isinstance(model, DnabertSource.classes["base"]) else ""
         tensors = {prefix + key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
         size = config.hidden_size
         for name, shape in zip(POOLER, ((size, size), (size,)), strict=True):

@@ -8,18 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers import (
-    EsmConfig,
-    EsmForMaskedLM,
-    EsmForSequenceClassification,
-    EsmForTokenClassification,
-    EsmModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import EsmConfig, PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.errors import CheckpointError
 from genesplice_hf.layers.tied_weights import fill_tied, modern_name
+from genesplice_hf.layers.transformers_classes import TransformersClasses
 
 # Haiku's default, with which the models were trained.
 ORIGINAL_EPS = 1e-5
@@ -38,12 +31,12 @@ class NucleotideTransformerSource:
 
     name = "nt_v1"
     model_type = EsmConfig.model_type
-    classes: dict[str, type[PreTrainedModel]] = {
-        "base": EsmModel,
-        "masked_lm": EsmForMaskedLM,
-        "sequence_classification": EsmForSequenceClassification,
-        "token_classification": EsmForTokenClassification,
-    }
+    classes: Mapping[str, type[PreTrainedModel]] = TransformersClasses(
+        base="EsmModel",
+        masked_lm="EsmForMaskedLM",
+        sequence_classification="EsmForSequenceClassification",
+        token_classification="EsmForTokenClassification",
+    )
     inputs: tuple[str, ...] = ()
     # transformers' own type: AutoModel loads the published folders as it always did.
     original_types: tuple[str, ...] = ()
@@ -89,7 +82,7 @@ class NucleotideTransformerSource:
                 found[name if is_head else prefix + name] = tensor
         _add_contact_head(found, config, prefix)
         if task == "masked_lm":
-            fill_tied(found, config, EsmForMaskedLM._tied_weights_keys)
+            fill_tied(found, config, NucleotideTransformerSource.classes["masked_lm"]._tied_weights_keys)
         return found, sorted(ignored)
 
     @staticmethod
@@ -109,7 +102,7 @@ class NucleotideTransformerSource:
             raise CheckpointError("nt_v1 has absolute positions and folds nothing; this ESM model is another one.")
         recorded = (getattr(config, "conversion", None) or {}).get("fields", FIELDS | STANDARD)
         original = _original_fields(model, recorded)
-        prefix = BODY if isinstance(model, EsmModel) else ""
+        prefix = BODY if isinstance(model, NucleotideTransformerSource.classes["base"]) else ""
         return original, {prefix + key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
 
 
