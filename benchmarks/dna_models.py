@@ -3,9 +3,9 @@
 Three groups: `forward` (HyenaDNA, GPN and DNABERT-2 beside their originals, and the Nucleotide Transformers beside
 transformers' ESM), `scan` (Caduceus' selective scan beside loops over the tokens), `memory` (the tensors that
 DNABERT-2 makes). Every cell runs alone in a fresh process with a fixed number of threads; CPU time
-(`time.process_time`) is the minimum of 3 calls (scans: 7), and models with the same weights take turns after their outputs were
-compared. The table holds the ratios; demanded ones pass or fail, and one failure makes the exit status 1. Results go
-to benchmarks/results/dna_models.json, group by group.
+(`time.process_time`) is the minimum of 3 calls (scans: 7), and models with the same weights take turns after their
+outputs were compared. The table holds the ratios; demanded ones pass or fail, and one failure makes the exit status
+1. Results go to benchmarks/results/dna_models.json, group by group.
 
 The originals are not part of this repository. `--originals FOLDER` names a folder with checkouts of them:
 
