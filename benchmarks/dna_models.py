@@ -32,7 +32,8 @@ from benchmarks.dna_models_demands import GROUPS, QUICK, SIZES, Sizes, cells_of,
 from benchmarks.dna_models_originals import absence
 from benchmarks.long_context import ROOT, SEED, SPARE_SHARE, announced, cell_runner, run_here
 from benchmarks.long_context_demands import Cell, Outcomes
-from benchmarks.measuring import available_gib, environment, limit_memory
+from benchmarks.measuring import available_gib, limit_memory
+from benchmarks.surroundings import environment
 
 RESULTS = ROOT / "benchmarks" / "results" / "dna_models.json"
 

@@ -36,7 +36,8 @@ from benchmarks.long_context_demands import (
     rows_of,
     starting_points,
 )
-from benchmarks.measuring import MIB, available_gib, environment, is_out_of_memory, limit_memory
+from benchmarks.measuring import MIB, available_gib, is_out_of_memory, limit_memory
+from benchmarks.surroundings import environment
 
 SEED = 7
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,17 +107,17 @@ def run_group(group: str, sizes: Sizes, arguments: argparse.Namespace) -> dict[s
 
 
 def cell_runner(
-    arguments: argparse.Namespace, module: str = "benchmarks.long_context"
+    arguments: argparse.Namespace, module: str = "benchmarks.long_context", python: str = sys.executable
 ) -> Callable[[Cell], dict[str, Any]]:
     """A function that runs a cell in a process of its own and returns its numbers, or `{"failed": why}`.
 
     Args:
-        arguments: `threads` and `time_limit`. module: the script that knows the cell.
+        arguments: `threads` and `time_limit`. module: the script that knows the cell. python: what runs it.
     """
     environ = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
     def run(cell: Cell) -> dict[str, Any]:
-        command = [sys.executable, "-m", module, "--threads", str(arguments.threads)]
+        command = [python, "-m", module, "--threads", str(arguments.threads)]
         command += ["--cell", cell.kind, "--options", json.dumps(cell.options)]
         try:
             done = subprocess.run(

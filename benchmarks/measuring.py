@@ -1,24 +1,18 @@
-"""Measures one call in a fresh process: CPU time, growth of the peak resident memory, and what it was measured on.
+"""Measures one call in a fresh process: CPU time and growth of the peak resident memory. It needs torch alone.
 
 Memory is the growth during the first call after a warm-up, so that nothing that an earlier call left to the
 allocator is mistaken for nothing used; time is the minimum over all calls.
 """
 
 import ctypes
-import os
 import platform
 import resource
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
-
-from genesplice_hf.version import __version__
 
 MIB = 2**20
 GIB = 2**30
@@ -123,21 +117,3 @@ def limit_memory(gib: float) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """True for the errors that Python and torch raise when an allocation is refused."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def environment(seed: int, threads: int) -> dict[str, Any]:
-    """Seed, versions, hardware and how busy the machine was."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    versions = {module.__name__: module.__version__ for module in (np, torch, transformers)}
-    return {
-        "seed": seed,
-        "versions": versions | {"python": platform.python_version(), "genesplice_hf": __version__},
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "memory_available_gib": round(available_gib(), 1),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "load_average": os.getloadavg(),
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
