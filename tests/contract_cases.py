@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
 from contract_rows import EXCEPTIONS, FORMS
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -54,10 +56,11 @@ class Case:
     def name(self) -> str:
         return f"{self.group}/{self.auto_class}"
 
-    @property
-    def labels_field(self) -> str:
-        """The field of the config that says how many numbers the head gives."""
-        return "num_tracks" if self.auto_class == "AutoModelForTrackPrediction" else "num_labels"
+    def sized(self, size: int) -> dict[str, Any]:
+        """The field of the config that says how many numbers the head gives, set to `size`."""
+        if self.auto_class != "AutoModelForTrackPrediction":
+            return {"num_labels": size}
+        return {"output_heads": {"human": size}} if hasattr(self.config(), "output_heads") else {"num_tracks": size}
 
     def beside(self, auto_class: str) -> "Case":
         """Another head of the same row and form."""
@@ -77,7 +80,9 @@ class Case:
 
     @property
     def per_token(self) -> bool:
-        return self.auto_class != "AutoModelForSequenceClassification"
+        """Whether output i belongs to token i; bins, and pairs of bins, do not."""
+        has_bins = hasattr(self.entry.config_class, "num_bins")
+        return self.auto_class != "AutoModelForSequenceClassification" and not has_bins
 
     def config(self, **overrides: Any) -> PreTrainedConfig:
         causal = self.entry.causal_overrides if self.auto_class == "AutoModelForCausalLM" else {}
@@ -87,9 +92,13 @@ class Case:
         return self.entry.tiny_config(**({"num_labels": NUM_LABELS} | form | causal | overrides))
 
     def model(self, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-        """A tiny model in eval mode; every parameter is off its initial value, which could hide mistakes."""
+        """A tiny model in eval mode; every parameter is off its initial value, which could hide mistakes.
+
+        Batch norms are held on statistics of their own, in training too: with a batch's statistics every row depends
+        on its neighbours. Live ones are in the models' own tests.
+        """
         torch.manual_seed(seed)
-        return randomized(self.model_class(self.config(**overrides)), seed).eval()
+        return hold_batch_norm(randomized(self.model_class(self.config(**overrides)), seed)).eval()
 
     def batch(self, lengths_bp: tuple[int, ...] = LENGTHS_BP, labels: bool = False) -> Batch:
         """A right-padded batch of random bases."""
@@ -97,7 +106,12 @@ class Case:
         if not labels or not self.has_loss:
             return batch
         extras = EXTRAS[self.auto_class](batch) if self.auto_class in EXTRAS else {}
-        return batch | {"labels": LABELS[self.auto_class](batch)} | extras
+        return batch | {"labels": self.in_bins(LABELS[self.auto_class](batch))} | extras
+
+    def in_bins(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels of bases as those of bins, where the row has bins: what the first base of each says."""
+        size = getattr(self.config(), "bin_size", 1)
+        return labels if labels.dim() < 2 or size == 1 else labels[:, ::size].contiguous()
 
     def ids(self, length_bp: int, seed: int = 0) -> torch.Tensor:
         """(L,) token ids of a random sequence."""
@@ -182,7 +196,8 @@ def _every_third(mask: torch.Tensor) -> torch.Tensor:
 
 def _track_targets(batch: Batch) -> torch.Tensor:
     """(B, L, T), the same number of values in every row: a mean over values must not depend on how rows are cut."""
-    targets = (batch["input_ids"][..., None] - 4) * torch.tensor([0.2, 0.1, 0.6])
+    first_base = batch["input_ids"][batch["attention_mask"].bool()].min()
+    targets = (batch["input_ids"][..., None] - first_base + 1) * torch.tensor([0.2, 0.1, 0.6])
     targets[:, 3:] = torch.nan
     return targets.masked_fill(batch["attention_mask"][..., None] == 0, torch.nan)
 
@@ -202,6 +217,16 @@ def _views_and_segments(batch: Batch) -> Batch:
     }
 
 
+def _places(config: PreTrainedConfig, length: int) -> int:
+    """What a model gives for so many tokens: as many tokens, or bins."""
+    return getattr(config, "num_bins", int)(length)
+
+
+def _num_tracks(config: PreTrainedConfig) -> int:
+    heads = getattr(config, "output_heads", None)
+    return next(iter(heads.values())) if heads else config.num_tracks
+
+
 LABELS: dict[str, Callable[[Batch], torch.Tensor]] = {
     "AutoModelForPreTraining": _ids_where(_every_third),
     "AutoModelForMaskedLM": _ids_where(_every_third),
@@ -218,12 +243,12 @@ _ASKED = ("labels", "view_", "segment_", "follows")
 EXTRAS: dict[str, Callable[[Batch], Batch]] = {"AutoModelForPreTraining": _views_and_segments}
 SHAPES: dict[str, Callable[[PreTrainedConfig, int, int], tuple[int, ...]]] = {
     "AutoModelForPreTraining": lambda config, B, L: (B, L, config.vocab_size),
-    "AutoModel": lambda config, B, L: (B, L, config.hidden_size),
+    "AutoModel": lambda config, B, L: (B, _places(config, L), config.hidden_size),
     "AutoModelForMaskedLM": lambda config, B, L: (B, L, config.vocab_size),
     "AutoModelForCausalLM": lambda config, B, L: (B, L, config.vocab_size),
     "AutoModelForSequenceClassification": lambda config, B, L: (B, config.num_labels),
-    "AutoModelForTokenClassification": lambda config, B, L: (B, L, config.num_labels),
-    "AutoModelForTrackPrediction": lambda config, B, L: (B, L, config.num_tracks),
+    "AutoModelForTokenClassification": lambda config, B, L: (B, _places(config, L), config.num_labels),
+    "AutoModelForTrackPrediction": lambda config, B, L: (B, _places(config, L), _num_tracks(config)),
 }
 
 
@@ -239,6 +264,25 @@ def randomized(module: nn.Module, seed: int, scale: float = 0.1) -> nn.Module:
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return module
+
+
+def hold_batch_norm(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Keeps batch norms on stored statistics, off their initial values, whatever `train()` says; weights train."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) * 2 + 2)
+    return stay_in_eval(model)
+
+
+def stay_in_eval(model: PreTrainedModel) -> PreTrainedModel:
+    """Batch norms stay in eval mode, also in copies."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train = MethodType(lambda self, mode=True: nn.Module.train(self, False), module)
+            module.eval()
+    return model
 
 
 def output(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -50,6 +50,7 @@ _NO_ATTENTION = "there is no attention, and so no implementations of it"
 _NO_CACHE = "there is no cache of the past; generation without one is in the checks beside"
 _PUBLISHED_HEAD = "the published head has a transform of its own before its decoder"
 _CONVOLUTIONS = "a convolutional network has no attention; its hidden states are in test_gpn.py"
+_WINDOWS = "the published network knows no padding: a masked base is an unknown one, and its bin a bin"
 _NO_COMPLEMENT = "nothing is promised, and a config without complement map cannot be asked"
 # (row, check), (row-form, check) or (row-form/AutoClass, check), the check being the test's name, -> why it does not
 # apply.
@@ -163,6 +164,19 @@ EXCEPTIONS |= {
         "the columns after the vocabulary hold the aligned species; that it is refused is in test_gpn_msa.py"
     ),
 }
+EXCEPTIONS |= {
+    **{
+        ("genesplice_enformer", check): reason
+        for check, reason in {
+            "test_padding_and_neighbours_change_nothing": _WINDOWS + "; neighbours are in test_enformer.py",
+            "test_padding_gets_no_gradient_and_no_loss": _WINDOWS,
+            "test_more_tokens_change_nothing_for_the_old_ones": (
+                "four channels are no vocabulary; that another size is refused is in test_enformer.py"
+            ),
+            "test_token_classification": "the pipeline wants a label per token, and a bin of many bases has one",
+        }.items()
+    },
+}
 
 # Per row: fields that contradict each other on top of the tiny config, and a word of the advice.
 CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -242,5 +256,22 @@ CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"num_attention_heads": 5}, "num_attention_heads"),
+    ],
+    "genesplice_enformer": [
+        ({"dim": 25}, "dim"),
+        ({"heads": 5}, "heads"),
+        ({"depth": 0}, "depth"),
+        ({"heads": 3}, "multiple of 6"),
+        ({"position_embedding_type": "rope", "attn_dim_key": 7}, "attn_dim_key"),
+        ({"num_downsamples": 2}, "num_downsamples"),
+        ({"dim_divisible_by": 0}, "dim_divisible_by"),
+        ({"dim_divisible_by": 16}, "dim_divisible_by"),
+        ({"output_heads": {"a.b": 3}}, "output_heads"),
+        ({"output_heads": {"human": 0}}, "output_heads"),
+        ({"default_species": "fly"}, "default_species"),
+        ({"target_length": 0}, "target_length"),
+        ({"log_eps": 0.0}, "log_eps"),
+        ({"num_tracks": 0}, "num_tracks"),
+        ({"discrete_bottleneck": True}, "discrete_bottleneck"),
     ],
 }

@@ -6,7 +6,7 @@ Arguments: a folder that holds, for every head, `<row>/<Auto class>/` with a sav
 import sys
 from pathlib import Path
 
-from contract_cases import CASES, train_two_steps
+from contract_cases import CASES, stay_in_eval, train_two_steps
 from safetensors.torch import load_file, save_model
 from transformers import PreTrainedModel
 
@@ -16,7 +16,7 @@ WORLD_SIZE = 2
 
 
 def train(folder: Path, model_class: type[PreTrainedModel]) -> None:
-    model = model_class.from_pretrained(folder)
+    model = stay_in_eval(model_class.from_pretrained(folder))
     trainer = train_two_steps(model, load_file(folder / "batch.safetensors"), folder / "trainer", 2, 1)
     assert trainer.args.world_size == WORLD_SIZE, f"torchrun gave {trainer.args.world_size} processes"
     if trainer.is_world_process_zero():

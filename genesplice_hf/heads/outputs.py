@@ -94,11 +94,16 @@ class TrackPredictionOutput(ModelOutput):
 
     Attributes:
         loss: scalar, with labels.
-        logits: (B, M, T) non-negative predictions per bin and track, zero in bins of padding.
+        logits: (B, M, T) non-negative predictions per bin and track, zero in bins of padding; None where rows or
+            species have tracks of their own.
         hidden_states, attentions: of the base model.
+        predictions: in place of `logits` species -> (rows of the species, M, its T).
+        last_hidden_state: (B, M, E) of the base model, where the model gives it.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    predictions: dict[str, torch.Tensor] | None = None
+    last_hidden_state: torch.Tensor | None = None

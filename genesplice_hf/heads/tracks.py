@@ -6,6 +6,8 @@ of a track is Poisson, and its shape over the bins multinomial.
 Shapes: B batch, M bins, T tracks, E hidden size.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
 
@@ -24,6 +26,53 @@ class TrackHead(nn.Module):
 
     def forward(self, x_BME: torch.Tensor) -> torch.Tensor:
         return nn.functional.softplus(_wide(self.out_proj(self.dropout(x_BME))))
+
+
+class SpeciesTrackHeads(nn.Module):
+    """One projection per species on the same bins: (B, M, E) -> (B, M, T of the species) by softplus in float32.
+
+    A child module per species, under its name, holds the weights.
+    """
+
+    def __init__(self, hidden_size: int, num_tracks: Mapping[str, int]) -> None:
+        super().__init__()
+        for species, tracks in num_tracks.items():
+            self.add_module(species, nn.Linear(hidden_size, tracks))
+
+    @property
+    def species(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.named_children())
+
+    def forward(
+        self, x_BME: torch.Tensor, species: str, track_indices: torch.Tensor | Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Predictions of one species.
+
+        Args:
+            track_indices: (T',) tracks that alone are computed, in this order; None = all.
+
+        Raises:
+            SequenceError: a species without a head, an index beyond its tracks.
+        """
+        if species not in self.species:
+            raise SequenceError(f"`species` must be one of {', '.join(self.species)}, got {species!r}.")
+        head = self.get_submodule(species)
+        if track_indices is None:
+            return nn.functional.softplus(_wide(head(x_BME)))
+        index = _demand_tracks(track_indices, head.out_features, species).to(x_BME.device)
+        chosen = nn.functional.linear(x_BME, head.weight[index], head.bias[index])
+        return nn.functional.softplus(_wide(chosen))
+
+
+def _demand_tracks(indices: torch.Tensor | Sequence[int], num_tracks: int, species: str) -> torch.Tensor:
+    index = torch.as_tensor(indices)
+    if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool or not index.numel():
+        raise SequenceError("`track_indices` must be a list or a 1-D tensor of at least one track number.")
+    if bool((index < 0).any() | (index >= num_tracks).any()):
+        raise SequenceError(
+            f"`track_indices` must be 0 to {num_tracks - 1}, the tracks of {species!r}, got {index.tolist()[:10]}."
+        )
+    return index
 
 
 def centred_crop(x_BMT: torch.Tensor, mask_BM: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,17 +98,22 @@ def centred_crop(x_BMT: torch.Tensor, mask_BM: torch.Tensor, length: int) -> tup
 
 
 def track_loss(
-    predictions_BMT: torch.Tensor, targets_BMT: torch.Tensor, mask_BM: torch.Tensor, kind: str
+    predictions_BMT: torch.Tensor,
+    targets_BMT: torch.Tensor,
+    mask_BM: torch.Tensor | None,
+    kind: str,
+    log_eps: float = EPSILON,
 ) -> torch.Tensor:
     """Mean loss over the real bins whose target is not NaN; 0 (with a gradient of 0) when there is none.
 
     Args:
         predictions_BMT: non-negative. targets_BMT: counts or coverage, NaN = unknown.
-        mask_BM: bool, True = real.
-        kind: "poisson" or "poisson_multinomial".
+        mask_BM: bool, True = real; None = all real.
+        kind: "poisson", "poisson_multinomial" or "mse" (which takes any targets).
+        log_eps: smaller predictions count as it in the logarithm of "poisson".
 
     Raises:
-        SequenceError: targets of another shape, or negative ones.
+        SequenceError: targets of another shape, or negative counts.
     """
     if targets_BMT.shape != predictions_BMT.shape:
         raise SequenceError(
@@ -67,17 +121,22 @@ def track_loss(
             f"{tuple(targets_BMT.shape)}; bin and crop the targets as `track_bin_size` and `track_target_length` say."
         )
     targets = targets_BMT.to(predictions_BMT)
-    valid = ~targets.isnan() & mask_BM[..., None]
+    valid = ~targets.isnan() if mask_BM is None else ~targets.isnan() & mask_BM[..., None]
     targets = targets.masked_fill(~valid, 0.0)
+    if kind == "mse":
+        return _mean_where((_wide(predictions_BMT) - _wide(targets)).square(), valid)
     if bool((targets < 0).any()):
         raise SequenceError("`labels` must not be negative; use NaN for bins without a value.")
-    function = poisson_multinomial_loss if kind == "poisson_multinomial" else poisson_loss
-    return function(_wide(predictions_BMT), _wide(targets), valid)
+    if kind == "poisson_multinomial":
+        return poisson_multinomial_loss(_wide(predictions_BMT), _wide(targets), valid)
+    return poisson_loss(_wide(predictions_BMT), _wide(targets), valid, log_eps)
 
 
-def poisson_loss(predictions_BMT: torch.Tensor, targets_BMT: torch.Tensor, valid_BMT: torch.Tensor) -> torch.Tensor:
-    """mean(p - y log p) over valid entries, log p from 1e-7 on (Poisson likelihood without the term of y alone)."""
-    losses = predictions_BMT - targets_BMT * predictions_BMT.clamp(min=EPSILON).log()
+def poisson_loss(
+    predictions_BMT: torch.Tensor, targets_BMT: torch.Tensor, valid_BMT: torch.Tensor, log_eps: float = EPSILON
+) -> torch.Tensor:
+    """mean(p - y log max(p, log_eps)) over valid entries (Poisson likelihood without the term of y alone)."""
+    losses = predictions_BMT - targets_BMT * predictions_BMT.clamp(min=log_eps).log()
     return _mean_where(losses, valid_BMT)
 
 

@@ -21,6 +21,7 @@ from genesplice_hf.models.caduceus.conversion_caduceus import SOURCES as CADUCEU
 from genesplice_hf.models.detection import detect_dna_lm
 from genesplice_hf.models.dnabert.conversion_dnabert import SOURCES as DNABERT_SOURCES
 from genesplice_hf.models.dnabert2.conversion_dnabert2 import SOURCES as DNABERT2_SOURCES
+from genesplice_hf.models.enformer.conversion_enformer import SOURCES as ENFORMER_SOURCES
 from genesplice_hf.models.gpn.conversion_gpn import SOURCES as GPN_SOURCES
 from genesplice_hf.models.gpn_msa.conversion_gpn_msa import SOURCES as GPN_MSA_SOURCES
 from genesplice_hf.models.hyenadna.conversion_hyenadna import SOURCES as HYENADNA_SOURCES
@@ -53,6 +54,7 @@ SOURCES: dict[str, OriginalSource] = {
         *GPN_MSA_SOURCES,
         *HYENADNA_SOURCES,
         *CADUCEUS_SOURCES,
+        *ENFORMER_SOURCES,
     )
 }
 

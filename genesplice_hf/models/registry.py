@@ -21,6 +21,13 @@ from genesplice_hf.models.dnabert2.modeling_dnabert2 import (
     DNABERT2ForTokenClassification,
 )
 from genesplice_hf.models.dnabert2.modeling_dnabert2_base import DNABERT2Model
+from genesplice_hf.models.enformer.configuration_enformer import EnformerConfig
+from genesplice_hf.models.enformer.modeling_enformer import (
+    EnformerForSequenceClassification,
+    EnformerForTokenClassification,
+    EnformerForTrackPrediction,
+)
+from genesplice_hf.models.enformer.modeling_enformer_base import EnformerModel
 from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
 from genesplice_hf.models.genesplice.modeling_genesplice import (
     GeneSpliceForCausalLM,
@@ -228,5 +235,20 @@ REGISTRY: dict[str, ModelEntry] = {
         tokenizer_class="MSATokenizer",
         tokenizer_kwargs={},
         card="gpn-msa.md",
+    ),
+    "genesplice_enformer": ModelEntry(
+        model_type="genesplice_enformer",
+        config_class=EnformerConfig,
+        auto_classes={
+            "AutoModel": EnformerModel,
+            "AutoModelForSequenceClassification": EnformerForSequenceClassification,
+            "AutoModelForTokenClassification": EnformerForTokenClassification,
+            "AutoModelForTrackPrediction": EnformerForTrackPrediction,
+        },
+        tiny_config=tiny_configs.tiny_enformer,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="NucleotideTokenizer",
+        tokenizer_kwargs={"preset": "enformer"},
+        card="enformer.md",
     ),
 }

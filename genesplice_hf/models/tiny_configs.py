@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, models
 
 from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
 from genesplice_hf.models.dnabert2.configuration_dnabert2 import DNABERT2Config
+from genesplice_hf.models.enformer.configuration_enformer import EnformerConfig
 from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
 from genesplice_hf.models.gpn.configuration_gpn import GPNConfig
 from genesplice_hf.models.gpn_msa.configuration_gpn_msa import GPNMSAConfig
@@ -149,3 +150,22 @@ def tiny_gpn_msa(**overrides: Any) -> GPNMSAConfig:
         "initializer_range": 0.1,
     }
     return GPNMSAConfig(**(fields | overrides))
+
+
+def tiny_enformer(**overrides: Any) -> EnformerConfig:
+    """Two layers over bins of 8 bases, all of which are predicted."""
+    fields: dict[str, Any] = {
+        "dim": 24,
+        "depth": 2,
+        "heads": 2,
+        "attn_dim_key": 8,
+        "num_downsamples": 3,
+        "dim_divisible_by": 4,
+        "output_heads": {"human": 3},
+        "target_length": -1,
+        "dropout_rate": 0.0,
+        "attn_dropout": 0.0,
+        "pos_dropout": 0.0,
+        "classifier_dropout": 0.0,
+    }
+    return EnformerConfig(**(fields | overrides))

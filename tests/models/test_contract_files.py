@@ -187,8 +187,8 @@ def test_another_number_of_labels(case: Case, tmp_path: Path) -> None:
     model = case.model()
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"mis-shaped.*ignore_mismatched_sizes"):
-        case.model_class.from_pretrained(tmp_path, **{case.labels_field: 7})
-    found = case.model_class.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **{case.labels_field: 7})
+        case.model_class.from_pretrained(tmp_path, **case.sized(7))
+    found = case.model_class.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **case.sized(7))
     assert output(found, case.batch()).shape[-1] == 7
     assert torch.equal(output(found.base_model, case.batch()), output(model.base_model, case.batch()))
 
