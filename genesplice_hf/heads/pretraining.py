@@ -304,7 +304,7 @@ class EncoderForPreTraining(PreTrainingMixin, StrictPreTrainedModel):
             config's `bos`, `cls`, `sep` and `eos` tokens.
 
     Raises:
-        ValueError: options out of range, or no objective.
+        ValueError: options out of range, or no objective; an encoder without a vocabulary.
     """
 
     supports_gradient_checkpointing = True
@@ -315,6 +315,8 @@ class EncoderForPreTraining(PreTrainingMixin, StrictPreTrainedModel):
 
     def __init__(self, encoder: PreTrainedModel | PreTrainedConfig, options: PretrainingOptions | None = None) -> None:
         fresh = isinstance(encoder, PreTrainedConfig)
+        if getattr(encoder if fresh else encoder.config, "vocab_size", None) is None:
+            raise ValueError(f"`encoder` must read tokens of a vocabulary, which {type(encoder).__name__} does not.")
         base: Any = AutoModel.from_config(encoder) if fresh else encoder.base_model
         options = PretrainingOptions.of(base.config) if options is None else options
         config = copy.deepcopy(base.config)

@@ -108,6 +108,11 @@ class ModelEntry:
     causal_overrides: dict[str, Any] = field(default_factory=dict)
     reverse_complement: Literal["none", "equivariant"] = "none"
 
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it reads and predicts tokens of a vocabulary."""
+        return bool({"AutoModelForMaskedLM", "AutoModelForCausalLM"} & self.auto_classes.keys())
+
 
 REGISTRY: dict[str, ModelEntry] = {
     "genesplice": ModelEntry(

@@ -1,4 +1,4 @@
-"""The heads of pretraining on any encoder: every row of the registry, and a model of transformers itself."""
+"""The heads of pretraining on every language model of the registry, and on a model of transformers itself."""
 
 import copy
 import logging
@@ -36,6 +36,7 @@ SIZE = {"vocab_size": 16}
 ENCODERS = {
     name: lambda entry=entry: entry.auto_classes["AutoModel"](entry.tiny_config(**SIZE))
     for name, entry in REGISTRY.items()
+    if entry.is_language_model
 }
 ENCODERS |= {
     f"{name}-causal": lambda entry=entry: entry.auto_classes["AutoModel"](
@@ -74,6 +75,12 @@ def test_the_encoder_and_its_config_stay_as_they_are(name):
     assert model.encoder is encoder
     assert_equal(encoder.state_dict(), before)
     assert encoder.config.to_dict() == config
+
+
+def test_an_encoder_without_a_vocabulary_is_advice():
+    entry = REGISTRY["genesplice_enformer"]
+    with pytest.raises(ValueError, match="vocabulary"):
+        EncoderForPreTraining(entry.tiny_config(), ALL)
 
 
 def test_a_resized_embedding_is_not_drawn_anew():
