@@ -81,8 +81,12 @@ class Case:
     @property
     def per_token(self) -> bool:
         """Whether output i belongs to token i; bins, and pairs of bins, do not."""
-        has_bins = hasattr(self.entry.config_class, "num_bins")
-        return self.auto_class != "AutoModelForSequenceClassification" and not has_bins
+        return self.auto_class != "AutoModelForSequenceClassification" and not self.has_bins
+
+    @property
+    def has_bins(self) -> bool:
+        """Whether outputs stand for bins of bases, of which padding is a part."""
+        return hasattr(self.entry.config_class, "num_bins")
 
     def config(self, **overrides: Any) -> PreTrainedConfig:
         causal = self.entry.causal_overrides if self.auto_class == "AutoModelForCausalLM" else {}
@@ -110,8 +114,9 @@ class Case:
 
     def in_bins(self, labels: torch.Tensor) -> torch.Tensor:
         """Labels of bases as those of bins, where the row has bins: what the first base of each says."""
-        size = getattr(self.config(), "bin_size", 1)
-        return labels if labels.dim() < 2 or size == 1 else labels[:, ::size].contiguous()
+        if labels.dim() < 2 or not self.has_bins or self.auto_class not in PER_BASE:
+            return labels
+        return labels[:, :: self.config().bin_size].contiguous()
 
     def ids(self, length_bp: int, seed: int = 0) -> torch.Tensor:
         """(L,) token ids of a random sequence."""
@@ -237,6 +242,8 @@ LABELS: dict[str, Callable[[Batch], torch.Tensor]] = {
     ),
     "AutoModelForTrackPrediction": lambda batch: _track_targets(batch),
 }
+# Labels that stand for bins where a model has bins.
+PER_BASE = ("AutoModelForTokenClassification", "AutoModelForTrackPrediction")
 # How the names begin of what a batch holds for the loss alone.
 _ASKED = ("labels", "view_", "segment_", "follows")
 # What a batch with labels holds beside them.
