@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract_rows import EXCEPTIONS, FORMS
+from contract_rows import COMPANIONS, EXCEPTIONS, FORMS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
@@ -105,8 +105,9 @@ class Case:
         return hold_batch_norm(randomized(self.model_class(self.config(**overrides)), seed)).eval()
 
     def batch(self, lengths_bp: tuple[int, ...] = LENGTHS_BP, labels: bool = False) -> Batch:
-        """A right-padded batch of random bases."""
+        """A right-padded batch of random bases, and the same companions for every row."""
         batch = padded([self.ids(length, seed) for seed, length in enumerate(lengths_bp)], pad_id(self.row))
+        batch |= companions(self.row, len(lengths_bp))
         if not labels or not self.has_loss:
             return batch
         extras = EXTRAS[self.auto_class](batch) if self.auto_class in EXTRAS else {}
@@ -292,15 +293,30 @@ def stay_in_eval(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def companions(row: str, rows: int = 1) -> Batch:
+    """What a row's model needs beside sequences, the same for every row of a batch.
+
+    A batch of one would do, but a product over one row rounds by where its tensors lie in memory.
+    """
+    return {name: torch.cat([tensor] * rows) for name, tensor in COMPANIONS.get(row, dict)().items()}
+
+
+def accompanied(model: PreTrainedModel, batch: Batch) -> Batch:
+    """The batch with what a model of its type needs beside sequences, where it does not hold it yet."""
+    rows = next((len(tensor) for tensor in batch.values()), 1)
+    return companions(model.config.model_type, rows) | batch
+
+
 def output(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Logits, or the last hidden state of a base model, without labels and without gradient."""
+    asked = {key: value for key, value in batch.items() if not key.startswith(_ASKED)}
     with torch.no_grad():
-        return model(**{key: value for key, value in batch.items() if not key.startswith(_ASKED)})[0]
+        return model(**accompanied(model, asked))[0]
 
 
 def objective(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The model's loss; for a base model a fixed random projection of its states."""
-    outputs = model(**batch)
+    outputs = model(**accompanied(model, batch))
     if "labels" in batch:
         return outputs.loss
     size = outputs[0].shape[-1]

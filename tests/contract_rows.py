@@ -4,11 +4,27 @@ Further forms of a model, to which all checks apply as well, stand in `FORMS`; a
 with its reason in `EXCEPTIONS`; the rules of its config are shown to bite in `CONTRADICTIONS`.
 """
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from genesplice_hf.models.caduceus.configuration_caduceus import SSM_DEFAULTS as CADUCEUS_SSM
 from genesplice_hf.models.registry import REGISTRY
 
+
+def _protein_and_context() -> dict[str, torch.Tensor]:
+    """One factor of five residues, of which two are padding, and one context."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "protein_embeds": torch.randn(1, 7, 10, generator=generator),
+        "protein_mask": torch.tensor([[1, 1, 1, 0, 1, 1, 0]]),
+        "context": torch.randn(1, 6, generator=generator),
+    }
+
+
+# Per row: what its model needs beside sequences, as a batch of one.
+COMPANIONS: dict[str, Callable[[], dict[str, torch.Tensor]]] = {"genesplice_tfbind": _protein_and_context}
 # Per row: name of a further form -> fields on top of the tiny config.
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "genesplice": {
@@ -178,6 +194,15 @@ EXCEPTIONS |= {
     },
 }
 
+_NOT_ALONE = "a window alone is no input: pipelines cannot carry proteins and contexts"
+EXCEPTIONS |= {
+    ("genesplice_tfbind", "test_recorded_outputs"): (
+        "its attention is between bins and residues; weights and states are in test_tfbind.py"
+    ),
+    ("genesplice_tfbind", "test_feature_extraction"): _NOT_ALONE,
+    ("genesplice_tfbind", "test_text_classification"): _NOT_ALONE,
+}
+
 # Per row: fields that contradict each other on top of the tiny config, and a word of the advice.
 CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "genesplice": [
@@ -273,5 +298,23 @@ CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"log_eps": 0.0}, "log_eps"),
         ({"num_tracks": 0}, "num_tracks"),
         ({"discrete_bottleneck": True}, "discrete_bottleneck"),
+    ],
+    "genesplice_tfbind": [
+        ({"latent_heads": 0}, "latent_heads"),
+        ({"genome_self_attn_depth": -1}, "genome_self_attn_depth"),
+        ({"aux_read_value": True, "fourier_dims": 3}, "fourier_dims"),
+        ({"protein_dim": None}, "protein_dim"),
+        ({"protein_input": "encoder"}, "protein_config"),
+        ({"context_mode": "none"}, "context"),
+        ({"context_mode": "text"}, "text_config"),
+        ({"context_mode": "ids"}, "context_vocab_sizes"),
+        ({"context_dim": None}, "context_dim"),
+        ({"conditioning": ("film", "film")}, "conditioning"),
+        ({"conditioning": ("adaln",), "joint_cross_attn_depth": 0}, "adaln"),
+        ({"hypergrid_rank": 3}, "hypergrid_rank"),
+        ({"filip_temperature": 0.0}, "filip_temperature"),
+        ({"interaction_norm": "zscore_bins", "interaction_norm_position": "pre"}, "interaction_norm_position"),
+        ({"interaction_norm": "softmax_residue", "interaction": "mean"}, "softmax_residue"),
+        ({"residue_dropout": 1.0}, "residue_dropout"),
     ],
 }

@@ -72,7 +72,7 @@ def default_targets(model: PreTrainedModel, attribute: str) -> list[str] | str:
     model_type = model.config.model_type
     own = getattr(type(model.config), attribute, None)
     if own is not None:
-        return _existing(model, own, attribute)
+        return _existing(model, [*own, *_of_inner_models(model, attribute)], attribute)
     foreign = _FOREIGN_TARGETS.get(model_type, {}).get(attribute)
     for targets in (foreign, _PEFT_TABLES[attribute].get(model_type)):
         if targets is not None:
@@ -81,6 +81,19 @@ def default_targets(model: PreTrainedModel, attribute: str) -> list[str] | str:
     raise GeneSpliceError(
         f"No default `{attribute}` exist for model type {model_type!r}: pass `{option}`. {_linear_listing(model)}"
     )
+
+
+def _of_inner_models(model: PreTrainedModel, attribute: str) -> list[str]:
+    """What the models inside a composite one have adapted by default, as far as they train at all."""
+    names: list[str] = []
+    for module in model.modules():
+        is_inner = isinstance(module, PreTrainedModel) and module.config.model_type != model.config.model_type
+        if is_inner and any(parameter.requires_grad for parameter in module.parameters()):
+            foreign = _FOREIGN_TARGETS.get(module.config.model_type, {})
+            known = getattr(type(module.config), attribute, None) or foreign.get(attribute)
+            # A regular expression cannot stand in a list of names.
+            names += [] if known is None or isinstance(known, str) else known
+    return list(dict.fromkeys(names))
 
 
 def _existing(model: PreTrainedModel, names: list[str], attribute: str) -> list[str]:
@@ -151,6 +164,8 @@ def _with_head(model: nn.Module, modules_to_save: list[str] | None) -> list[str]
     names = list(modules_to_save or [])
     if head and head not in names:
         names.insert(0, head)
+        # What a composite model trains whole beside its head.
+        names += getattr(type(model.config), "adapter_modules_to_save", [])
     return names or None
 
 

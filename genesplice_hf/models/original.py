@@ -41,6 +41,7 @@ from genesplice_hf.models.original_source import (
     record_conversion,
 )
 from genesplice_hf.models.performer.conversion_performer import SOURCES as PERFORMER_SOURCES
+from genesplice_hf.models.tfbind.conversion_tfbind import SOURCES as TFBIND_SOURCES
 
 SOURCES: dict[str, OriginalSource] = {
     source.name: source()
@@ -55,8 +56,11 @@ SOURCES: dict[str, OriginalSource] = {
         *HYENADNA_SOURCES,
         *CADUCEUS_SOURCES,
         *ENFORMER_SOURCES,
+        *TFBIND_SOURCES,
     )
 }
+# Its trunk is an Enformer, whose past the source of Enformer knows.
+type(SOURCES["tfbind"]).trunk = SOURCES["enformer"]  # type: ignore[attr-defined]
 
 
 def from_original(

@@ -78,6 +78,9 @@ from genesplice_hf.models.performer.modeling_performer import (
     PerformerForTokenClassification,
 )
 from genesplice_hf.models.performer.modeling_performer_base import PerformerModel
+from genesplice_hf.models.tfbind.configuration_tfbind import TFBindConfig
+from genesplice_hf.models.tfbind.modeling_tfbind import TFBindForSequenceClassification, TFBindForTrackPrediction
+from genesplice_hf.models.tfbind.modeling_tfbind_base import TFBindModel
 
 
 @dataclass(frozen=True)
@@ -255,5 +258,19 @@ REGISTRY: dict[str, ModelEntry] = {
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "enformer"},
         card="enformer.md",
+    ),
+    "genesplice_tfbind": ModelEntry(
+        model_type="genesplice_tfbind",
+        config_class=TFBindConfig,
+        auto_classes={
+            "AutoModel": TFBindModel,
+            "AutoModelForSequenceClassification": TFBindForSequenceClassification,
+            "AutoModelForTrackPrediction": TFBindForTrackPrediction,
+        },
+        tiny_config=tiny_configs.tiny_tfbind,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="NucleotideTokenizer",
+        tokenizer_kwargs={"preset": "genesplice"},
+        card="tfbind.md",
     ),
 }

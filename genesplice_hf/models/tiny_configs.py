@@ -15,6 +15,7 @@ from genesplice_hf.models.nucleotide_transformer_v2.configuration_nucleotide_tra
     NucleotideTransformerV2Config,
 )
 from genesplice_hf.models.performer.configuration_performer import PerformerConfig
+from genesplice_hf.models.tfbind.configuration_tfbind import TFBindConfig
 
 
 def tiny_genesplice(**overrides: Any) -> GeneSpliceConfig:
@@ -169,3 +170,21 @@ def tiny_enformer(**overrides: Any) -> EnformerConfig:
         "classifier_dropout": 0.0,
     }
     return EnformerConfig(**(fields | overrides))
+
+
+def tiny_tfbind(**overrides: Any) -> TFBindConfig:
+    """A trainable GeneSplice inside, proteins as states of width 10, a context of 6 numbers."""
+    fields: dict[str, Any] = {
+        "dna_config": tiny_genesplice(),
+        "freeze_dna": False,
+        "protein_dim": 10,
+        "context_dim": 6,
+        "conditioning": ["film", "hypergrid"],
+        "attn_heads": 2,
+        "attn_dim_head": 8,
+        "ff_mult": 2,
+        "latent_heads": 8,
+        "latent_dim": 8,
+        "num_tracks": 3,
+    }
+    return TFBindConfig(**(fields | overrides))

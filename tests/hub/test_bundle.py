@@ -9,6 +9,7 @@ import pytest
 import torch
 import toy_composite
 import transformers
+from contract_cases import companions
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
@@ -37,14 +38,15 @@ for key, job in jobs.items():
         return get_class_from_dynamic_module(job["reference"], folder).from_pretrained(folder).eval()
     model = load(job["folder"])
     ids = torch.tensor(job["input_ids"])
+    beside = {name: torch.tensor(values) for name, values in job["beside"].items()}
     with torch.no_grad():
-        found[key] = model(ids)[0].contiguous()
+        found[key] = model(ids, **beside)[0].contiguous()
     if auto_class is None:
         continue  # transformers copies the code of classes that one of its own Auto classes has loaded, only
     again = "saved_again_" + key.replace("/", "_")
     model.save_pretrained(again)
     with torch.no_grad():
-        found[key + "/again"] = load(again)(ids)[0].contiguous()
+        found[key + "/again"] = load(again)(ids, **beside)[0].contiguous()
     copied = {path.name for path in pathlib.Path(again).glob("*.py")}
     needed = set(job["needed"])
     assert needed <= copied, needed - copied
@@ -273,7 +275,8 @@ def round_trips(toy_models, tmp_path_factory, run_isolated):
         jobs[name] = job_for(name, folder / name, models[name], report)
     for name, model in models.items():
         with torch.no_grad():
-            expected[name] = model(torch.tensor(jobs[name]["input_ids"]))[0]
+            beside = {key: torch.tensor(values) for key, values in jobs[name]["beside"].items()}
+            expected[name] = model(torch.tensor(jobs[name]["input_ids"]), **beside)[0]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     run_isolated(
         LOAD_AND_SAVE_AGAIN,
@@ -296,6 +299,7 @@ def job_for(name, folder, model, report):
         "auto_class": auto_class,
         "reference": report.auto_map[auto_class],
         "input_ids": ids.tolist(),
+        "beside": {key: tensor.tolist() for key, tensor in companions(name.split("/")[0], len(ids)).items()},
         "needed": needed,
     }
 
