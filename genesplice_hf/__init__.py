@@ -1,12 +1,15 @@
 """GeneSplice HF: genomic models for Hugging Face Transformers.
 
-Importing this package registers every model, tokenizer, pipeline and adapter target with transformers and peft, so
-that `AutoModel.from_pretrained(...)` and its siblings just work.
+Importing this package registers every model, tokenizer and pipeline with transformers, so that
+`AutoModel.from_pretrained(...)` and its siblings just work; peft learns the adapter targets with the first model.
 """
+
+from functools import partial
 
 from genesplice_hf.adaptation.peft_targets import register_peft_targets
 from genesplice_hf.hub.originals import load_dna_lm as load_dna_lm
 from genesplice_hf.interpretation.pipelines import register_pipelines
+from genesplice_hf.layers.strict_loading import BEFORE_FIRST_MODEL
 from genesplice_hf.models.original import from_original as from_original
 from genesplice_hf.models.original import to_original as to_original
 from genesplice_hf.models.registry import REGISTRY
@@ -18,6 +21,5 @@ from genesplice_hf.version import __version__ as __version__
 
 for _tokenizer in (NucleotideTokenizer, KmerTokenizer, MSATokenizer, BPEDnaTokenizer):
     register_tokenizer(_tokenizer)
-for _entry in REGISTRY.values():
-    register_peft_targets(_entry.config_class)
+BEFORE_FIRST_MODEL.extend(partial(register_peft_targets, _entry.config_class) for _entry in REGISTRY.values())
 register_pipelines()

@@ -46,7 +46,7 @@ NEVER = {
 # Too heavy, or not installed everywhere: never at the top of a file that `import genesplice_hf` reaches.
 HEAVY = {
     "anndata", "datasets", "flash_attn", "h5py", "kernels", "logomaker", "mamba_ssm", "matplotlib",
-    "networkx", "pandas", "pyfaidx", "pysam", "scanpy", "scipy", "sklearn", "triton",
+    "networkx", "pandas", "peft", "pyfaidx", "pysam", "scanpy", "scipy", "sklearn", "triton",
 }  # fmt: skip
 PLOTTING = {"matplotlib", "logomaker"}
 PLOTTING_FILE = "interpretation/plots.py"

@@ -1,11 +1,11 @@
 """Write a config class's adapter targets into PEFT's default tables, so that `LoraConfig()` alone is enough.
 
-PEFT has no public call for this: its defaults are module-level dicts, one per method, keyed by `model_type`.
+PEFT has no public call for this: its defaults are module-level dicts, one per method, keyed by `model_type`. It takes
+a seventh of a second to import, so it is imported when the tables are written.
 """
 
 from collections.abc import Sequence
 
-import peft.utils.constants as peft_tables
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from genesplice_hf.errors import GeneSpliceError
@@ -73,6 +73,8 @@ def _check_feedforward(config_class: type, targets: dict[str, list[str] | None])
 
 
 def _write(model_type: str, methods: tuple[str, ...], names: list[str]) -> None:
+    import peft.utils.constants as peft_tables
+
     for method in methods:
         # "FEEDFORWARD" is the one table whose name does not say TARGET.
         middle = "" if method.endswith("FEEDFORWARD") else "TARGET_"

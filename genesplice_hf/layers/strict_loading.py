@@ -41,9 +41,17 @@ class Original(NamedTuple):
 # this room; empty in published code.
 ORIGINAL_READERS: dict[str, Callable[..., tuple[Original, dict[str, Any]] | None]] = {}
 
+# Done once, when the first model is built; emptied then. What costs import time and no one needs without a model.
+BEFORE_FIRST_MODEL: list[Callable[[], None]] = []
+
 
 class StrictPreTrainedModel(PreTrainedModel):
     """`PreTrainedModel` whose `from_pretrained` raises `CheckpointError` when weights do not fit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        while BEFORE_FIRST_MODEL:
+            BEFORE_FIRST_MODEL.pop()()
+        super().__init__(*args, **kwargs)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
