@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 SETTINGS = (DataSettings, ModelSettings, MethodSettings, TrainSettings)
 # A restarted run may change where it stands and how many seeds it runs, nothing that a result depends on.
 _FREE_ON_RESUME = ("output_dir", "resume", "overwrite", "seeds", "run_baselines")
-_LOWER_IS_BETTER = ("mse", "loss")
+_LOWER_IS_BETTER = ("mse", "loss", "poisson")
 
 
 class ScheduledTrainer(ScheduleTrainerMixin, Trainer):
@@ -184,8 +184,15 @@ def method_options(method: MethodSettings) -> dict[str, Any]:
 
 def training_arguments(plan: Plan, seed: int, folder: Path) -> TrainingArguments:
     """Our settings in transformers' words; `trainer_options` are added last."""
-    train = plan.train
-    every = steps_between_evaluations(len(plan.task.train.labels), train)
+    learning_rate = plan.train.learning_rate or LEARNING_RATES[plan.method.method]
+    return trainer_arguments(plan.train, len(plan.task.train.labels), learning_rate, plan.best_metric, seed, folder)
+
+
+def trainer_arguments(
+    train: TrainSettings, num_rows: int, learning_rate: float, best_metric: str, seed: int, folder: Path
+) -> TrainingArguments:
+    """The same for any task of `num_rows` training rows whose checkpoints are chosen by `best_metric`."""
+    every = steps_between_evaluations(num_rows, train)
     chosen = {
         "output_dir": str(folder),
         "seed": seed,
@@ -195,7 +202,7 @@ def training_arguments(plan: Plan, seed: int, folder: Path) -> TrainingArguments
         "per_device_train_batch_size": train.batch_size,
         "per_device_eval_batch_size": train.eval_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation,
-        "learning_rate": train.learning_rate or LEARNING_RATES[plan.method.method],
+        "learning_rate": learning_rate,
         "weight_decay": train.weight_decay,
         "warmup_steps": train.warmup_fraction,
         # Trainer sees that a plateau has evaluations; it does not know our schedules, which the mixin makes.
@@ -211,8 +218,8 @@ def training_arguments(plan: Plan, seed: int, folder: Path) -> TrainingArguments
         "save_total_limit": 2,
         "logging_steps": steps_between_logs(every),
         "load_best_model_at_end": True,
-        "metric_for_best_model": plan.best_metric,
-        "greater_is_better": plan.best_metric not in _LOWER_IS_BETTER,
+        "metric_for_best_model": best_metric,
+        "greater_is_better": best_metric not in _LOWER_IS_BETTER,
         "restore_callback_states_from_checkpoint": True,
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
