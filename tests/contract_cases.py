@@ -58,6 +58,8 @@ class Case:
 
     def sized(self, size: int) -> dict[str, Any]:
         """The field of the config that says how many numbers the head gives, set to `size`."""
+        if self.auto_class == "AutoModelForContactPrediction":
+            return {"num_targets": size}
         if self.auto_class != "AutoModelForTrackPrediction":
             return {"num_labels": size}
         return {"output_heads": {"human": size}} if hasattr(self.config(), "output_heads") else {"num_tracks": size}
@@ -208,6 +210,14 @@ def _track_targets(batch: Batch) -> torch.Tensor:
     return targets.masked_fill(batch["attention_mask"][..., None] == 0, torch.nan)
 
 
+def _contact_targets(batch: Batch) -> torch.Tensor:
+    """(B, P, T), the same number of values in every row."""
+    rows, length = batch["input_ids"].shape
+    pairs = REGISTRY["genesplice_akita"].tiny_config().num_pairs(length)
+    targets = torch.linspace(-1, 1, rows * pairs * NUM_LABELS).view(rows, pairs, NUM_LABELS)
+    return torch.where(torch.arange(pairs)[:, None] % 4 == 1, torch.nan, targets)
+
+
 def _views_and_segments(batch: Batch) -> Batch:
     """Second views, and the rows themselves as pairs of segments, for the objectives of pretraining."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -242,6 +252,7 @@ LABELS: dict[str, Callable[[Batch], torch.Tensor]] = {
         batch["attention_mask"] == 0, IGNORED
     ),
     "AutoModelForTrackPrediction": lambda batch: _track_targets(batch),
+    "AutoModelForContactPrediction": lambda batch: _contact_targets(batch),
 }
 # Labels that stand for bins where a model has bins.
 PER_BASE = ("AutoModelForTokenClassification", "AutoModelForTrackPrediction")
@@ -257,6 +268,7 @@ SHAPES: dict[str, Callable[[PreTrainedConfig, int, int], tuple[int, ...]]] = {
     "AutoModelForSequenceClassification": lambda config, B, L: (B, config.num_labels),
     "AutoModelForTokenClassification": lambda config, B, L: (B, _places(config, L), config.num_labels),
     "AutoModelForTrackPrediction": lambda config, B, L: (B, _places(config, L), _num_tracks(config)),
+    "AutoModelForContactPrediction": lambda config, B, L: (B, config.num_pairs(L), config.num_targets),
 }
 
 

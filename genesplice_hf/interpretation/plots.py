@@ -5,7 +5,7 @@ The only file of this room that needs matplotlib and logomaker (``pip install ge
 Shapes: L bases; columns of (L, 4) stand for A, C, G, T.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +113,46 @@ def plot_mutagenesis_map(
     bar.set_label(f"change of {result.score_name.replace('_', ' ')} ({result.target_label})", fontsize=10)
     note = "blue: the substitution lowers the score, red: raises it, dot: reference base"
     return _finish_figure(figure, title, note, path)
+
+
+def plot_contact_maps(
+    maps: Mapping[str, np.ndarray], path: str | Path | None = None, title: str = "", *, bin_bp: int | None = None
+) -> Figure:
+    """Draws contact maps side by side on one colour scale: blue = fewer contacts than expected, red = more.
+
+    Args:
+        maps: heading -> (N, N) log(observed / expected), NaN (grey) = unknown.
+        path: where to save (.png, .svg, .pdf); None saves nothing.
+        title: first line of the picture.
+        bin_bp: bases per bin; the axes then count kilobases, otherwise bins.
+
+    Returns:
+        The figure, not attached to any window.
+
+    Raises:
+        GeneSpliceError: there is no map, or one that is not square.
+    """
+    if not maps or any(np.ndim(values) != 2 or np.shape(values)[0] != np.shape(values)[1] for values in maps.values()):
+        shapes = {name: np.shape(values) for name, values in maps.items()}
+        raise GeneSpliceError(f"`maps` must hold (N, N) arrays, at least one, got {shapes}.")
+    known = [np.abs(values)[np.isfinite(values)] for values in maps.values()]
+    limit = max(*(float(values.max(initial=0.0)) for values in known), 1e-12)
+    norm = TwoSlopeNorm(vcenter=0.0, vmin=-limit, vmax=limit)
+    figure = Figure(figsize=(0.6 + 3.6 * len(maps), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, values) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+        size = len(values) * (1.0 if bin_bp is None else bin_bp / 1000)
+        axes.set_facecolor(UNSCORED_COLOR)
+        axes.imshow(np.ma.masked_invalid(values), cmap="RdBu_r", norm=norm, extent=(0, size, size, 0))
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("bin" if bin_bp is None else "position (kb)", fontsize=9)
+        axes.tick_params(labelsize=8, color=MUTED)
+    bar = figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=figure.axes, fraction=0.05, pad=0.01)
+    bar.set_label("log(observed / expected)", fontsize=9)
+    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    if path is not None:
+        figure.savefig(path, dpi=180)
+    return figure
 
 
 def _check_values(values: np.ndarray) -> np.ndarray:

@@ -14,3 +14,9 @@ class AutoModelForTrackPrediction(_BaseAutoModelClass):
 
     # Empty but for what is registered with it.
     _model_mapping = _LazyAutoMapping(OrderedDict(), OrderedDict())
+
+
+class AutoModelForContactPrediction(_BaseAutoModelClass):
+    """Values per pair of bins, from sequence."""
+
+    _model_mapping = _LazyAutoMapping(OrderedDict(), OrderedDict())

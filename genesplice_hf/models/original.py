@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.errors import CheckpointError, UnknownCheckpointError
 from genesplice_hf.layers.strict_loading import ORIGINAL_READERS, Original, load_tensors
+from genesplice_hf.models.akita.conversion_akita import SOURCES as AKITA_SOURCES
 from genesplice_hf.models.caduceus.conversion_caduceus import SOURCES as CADUCEUS_SOURCES
 from genesplice_hf.models.detection import detect_dna_lm
 from genesplice_hf.models.dnabert.conversion_dnabert import SOURCES as DNABERT_SOURCES
@@ -57,6 +58,7 @@ SOURCES: dict[str, OriginalSource] = {
         *CADUCEUS_SOURCES,
         *ENFORMER_SOURCES,
         *TFBIND_SOURCES,
+        *AKITA_SOURCES,
     )
 }
 # Its trunk is an Enformer, whose past the source of Enformer knows.

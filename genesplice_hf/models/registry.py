@@ -7,6 +7,9 @@ from typing import Any, Literal
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.models import tiny_configs
+from genesplice_hf.models.akita.configuration_akita import AkitaConfig
+from genesplice_hf.models.akita.modeling_akita import AkitaForContactPrediction
+from genesplice_hf.models.akita.modeling_akita_base import AkitaModel
 from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
 from genesplice_hf.models.caduceus.modeling_caduceus import (
     CaduceusForMaskedLM,
@@ -272,5 +275,15 @@ REGISTRY: dict[str, ModelEntry] = {
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "genesplice"},
         card="tfbind.md",
+    ),
+    "genesplice_akita": ModelEntry(
+        model_type="genesplice_akita",
+        config_class=AkitaConfig,
+        auto_classes={"AutoModel": AkitaModel, "AutoModelForContactPrediction": AkitaForContactPrediction},
+        tiny_config=tiny_configs.tiny_akita,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_nucleotide",
+        tokenizer_class="NucleotideTokenizer",
+        tokenizer_kwargs={"preset": "enformer"},
+        card="akita.md",
     ),
 }

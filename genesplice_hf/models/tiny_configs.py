@@ -4,6 +4,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
+from genesplice_hf.models.akita.configuration_akita import AkitaConfig
 from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
 from genesplice_hf.models.dnabert2.configuration_dnabert2 import DNABERT2Config
 from genesplice_hf.models.enformer.configuration_enformer import EnformerConfig
@@ -188,3 +189,26 @@ def tiny_tfbind(**overrides: Any) -> TFBindConfig:
         "num_tracks": 3,
     }
     return TFBindConfig(**(fields | overrides))
+
+
+def tiny_akita(**overrides: Any) -> AkitaConfig:
+    """An Akita with bins of 4 bases; nothing is cut off its map, so that one base is enough."""
+    fields: dict[str, Any] = {
+        "seq_length": 64,
+        "stem_filters": 12,
+        "stem_kernel_size": 5,
+        "tower_filters_init": 12,
+        "tower_repeat": 1,
+        "dilated_filters": 8,
+        "dilated_repeat": 2,
+        "dilated_dropout": 0.0,
+        "trunk_out_filters": 8,
+        "head2d_filters": 8,
+        "dilated2d_filters": 6,
+        "dilated2d_repeat": 1,
+        "dilated2d_dropout": 0.0,
+        "target_crop": 0,
+        "diagonal_offset": 0,
+        "num_targets": 3,
+    }
+    return AkitaConfig(**(fields | overrides))

@@ -6,7 +6,7 @@ from matplotlib.image import imread
 
 from genesplice_hf.errors import GeneSpliceError
 from genesplice_hf.interpretation.mutagenesis import MutagenesisResult, reference_letters
-from genesplice_hf.interpretation.plots import plot_logo, plot_mutagenesis_map
+from genesplice_hf.interpretation.plots import plot_contact_maps, plot_logo, plot_mutagenesis_map
 
 
 def values(length: int = 100) -> np.ndarray:
@@ -92,3 +92,23 @@ def test_bad_input_is_refused():
         plot_mutagenesis_map(result(10), highlights=[(-1, 3, "site")])
     with pytest.raises(GeneSpliceError, match="`row_bp`"):
         plot_logo(values(10), row_bp=0)
+
+
+def test_contact_maps_share_one_scale(tmp_path):
+    one, other = np.zeros((6, 6)), np.full((6, 6), -1.5)
+    one[0, 1] = np.nan
+    figure = plot_contact_maps({"seen": one, "predicted": other}, tmp_path / "maps.png", "a title", bin_bp=2048)
+    first, second, bar = figure.axes
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (-1.5, 1.5)
+    assert first.images[0].get_array().mask.sum() == 1
+    assert first.get_title() == "seen" and first.get_xlabel() == "position (kb)"
+    assert first.get_xlim()[1] == 6 * 2.048
+    assert "observed" in bar.get_ylabel() and (tmp_path / "maps.png").exists()
+    alone = plot_contact_maps({"seen": np.full((3, 3), np.nan)})
+    assert alone.axes[0].get_xlabel() == "bin"
+
+
+def test_bad_contact_maps_are_refused():
+    for maps in ({}, {"seen": np.zeros((2, 3))}, {"seen": np.zeros(4)}):
+        with pytest.raises(GeneSpliceError, match="`maps`"):
+            plot_contact_maps(maps)

@@ -13,11 +13,24 @@ import genesplice_hf  # noqa: F401, registers the adapter targets
 from genesplice_hf.adaptation.adapt import adapt, merge
 from genesplice_hf.adaptation.adapter_files import load_adapter, save_adapter
 from genesplice_hf.adaptation.targets import task_head_name
+from genesplice_hf.errors import CheckpointError
 
 cases = cases_without("both_strands")
 
 METHODS = ["lora", "ia3", "layer_norm"]
 both = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture(autouse=True)
+def only_methods_with_targets(request: pytest.FixtureRequest) -> None:
+    """A config class that names no module for a method says that PEFT's has none to change; `adapt` then refuses."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    if "case" in parameters and "method" in parameters:
+        config_class, method = parameters["case"].entry.config_class, parameters["method"]
+        if not getattr(config_class, f"{method}_targets"):
+            with pytest.raises(CheckpointError, match="match no module"):
+                adapt(parameters["case"].model(), method)
+            pytest.skip(f"{config_class.__name__} has no `{method}_targets`; that `adapt` refuses was seen")
 
 
 def fresh(case: Case, head_seed: int) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import gelu
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from genesplice_hf.layers.dilated_convolution import DilatedConv1d
 from genesplice_hf.layers.padding import zero_padding
 from genesplice_hf.layers.roformer import RoFormerContext
 from genesplice_hf.models.gpn.configuration_gpn import GPNConfig
@@ -26,29 +27,11 @@ class GPNContext:
     roformer: RoFormerContext | None = None
 
 
-class DilatedConv1d(nn.Conv1d):
-    """A convolution whose output is as long as its input; its dilation follows from its padding, (k - 1) d / 2.
-
-    PEFT's LoRA makes its copy of a convolution from kernel, stride and padding alone: this way the copy has the
-    dilation too.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,
-        groups: int = 1,
-        bias: bool = True,
-    ) -> None:
-        taps, zeros = (value if isinstance(value, int) else value[0] for value in (kernel_size, padding))
-        dilation = 1 if taps == 1 else 2 * zeros // (taps - 1)
-        super().__init__(in_channels, out_channels, taps, stride, zeros, max(dilation, 1), groups, bias)
+class GPNConv1d(DilatedConv1d):
+    """The convolution of one layer; its output is as long as its input."""
 
     @classmethod
-    def of_layer(cls, config: GPNConfig, layer: int, size: int) -> "DilatedConv1d":
+    def of_layer(cls, config: GPNConfig, layer: int, size: int) -> "GPNConv1d":
         """The convolution of one layer on `size` channels."""
         taps, dilation = config.kernel(layer), config.dilation(layer)
         groups = size if config.depthwise and layer > 0 else 1
@@ -85,7 +68,7 @@ class LegacyLayer(GPNLayer):
     def __init__(self, config: GPNConfig, index: int) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.layer_norm_eps
-        self.conv = DilatedConv1d.of_layer(config, index, size)
+        self.conv = GPNConv1d.of_layer(config, index, size)
         self.conv_norm = nn.LayerNorm(size, eps)
         self.ffn = nn.Linear(size, size)
         self.ffn_norm = nn.LayerNorm(size, eps)
@@ -102,7 +85,7 @@ class ConvNetLayer(GPNLayer):
         super().__init__()
         size, inner, bias, eps = config.hidden_size, config.intermediate_size, config.bias, config.layer_norm_eps
         self.conv_norm = nn.LayerNorm(size, eps, bias=bias)
-        self.dilated_conv = DilatedConv1d.of_layer(config, index, size)
+        self.dilated_conv = GPNConv1d.of_layer(config, index, size)
         self.conv_proj = nn.Linear(size, size, bias=bias)
         self.ffn_norm = nn.LayerNorm(size, eps, bias=bias)
         self.ffn_in = nn.Linear(size, inner, bias=bias)
@@ -125,7 +108,7 @@ class ByteNetLayer(GPNLayer):
         self.norm_in = nn.LayerNorm(size, eps, bias=bias)
         self.proj_in = nn.Linear(size, inner, bias=bias)
         self.norm_mid = nn.LayerNorm(inner, eps, bias=bias)
-        self.dilated_conv = DilatedConv1d.of_layer(config, index, inner)
+        self.dilated_conv = GPNConv1d.of_layer(config, index, inner)
         self.norm_out = nn.LayerNorm(inner, eps, bias=bias)
         self.proj_out = nn.Linear(inner, size, bias=bias)
 
