@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from genesplice_hf.data.tables import read_table
+from genesplice_hf.data.uniprot import download_proteins
 from genesplice_hf.errors import GeneSpliceError
 from genesplice_hf.hub.originals import convert as convert_original
 from genesplice_hf.hub.publish import push_folder
@@ -74,6 +75,18 @@ def convert(
     """Rewrite a published DNA language model as config, safetensors and tokenizer of this package."""
     loaded = convert_original(source, out, task, revision)
     console.print(f"wrote {out}: {type(loaded.model).__name__} from {loaded.spec.family}")
+
+
+@app.command()
+def proteins(
+    genes: Annotated[list[str], typer.Argument(help="Gene names, such as CTCF SPI1.")],
+    out: Annotated[Path, typer.Option(help="FASTA file to write.")] = Path("proteins.fasta"),
+    organism: Annotated[int, typer.Option(help="NCBI taxon: 9606 human, 10090 mouse.")] = 9606,
+    unreviewed: Annotated[bool, typer.Option(help="Also take entries that nobody has reviewed.")] = False,
+) -> None:
+    """Download the protein sequences of genes from UniProt into one FASTA file."""
+    count = download_proteins(genes, out, organism, reviewed=not unreviewed)
+    console.print(f"wrote {out}: {count} sequences")
 
 
 @app.command()

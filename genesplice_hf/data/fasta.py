@@ -147,19 +147,33 @@ def read_fasta(path: str | PathLike[str], letters: str | None = NUCLEOTIDES) -> 
     Raises:
         DataError: as `Genome`.
     """
-    rows: list[tuple[str, str, list[bytes]]] = []
-    for header, part in _parts(path, letters):
-        if header is not None:
-            rows.append((*header, []))
-        rows[-1][2].append(part)
-    columns: dict[str, list[str]] = {
-        "id": [name for name, _, _ in rows],
-        "description": [description for _, description, _ in rows],
-        "sequence": [b"".join(parts).decode("ascii") for _, _, parts in rows],
-    }
+    rows = list(iter_fasta(path, letters))
+    columns = {field: [getattr(row, field) for row in rows] for field in FastaRecord._fields}
     text = Value("string")
     features = Features({"id": text, "description": text, "sequence": Value("large_string")})
     return Dataset.from_dict(columns, features=features)
+
+
+class FastaRecord(NamedTuple):
+    """One record: `id` is the first word of the header, `description` the rest of it (may be empty)."""
+
+    id: str
+    description: str
+    sequence: str
+
+
+def iter_fasta(path: str | PathLike[str], letters: str | None = NUCLEOTIDES) -> Iterator[FastaRecord]:
+    """Yields the records that `read_fasta` (same arguments, same errors) holds, without a dataset around them."""
+    header: _Header | None = None
+    parts: list[bytes] = []
+    for following, part in _parts(path, letters):
+        if following is not None:
+            if header is not None:
+                yield FastaRecord(*header, b"".join(parts).decode("ascii"))
+            header, parts = following, []
+        parts.append(part)
+    if header is not None:
+        yield FastaRecord(*header, b"".join(parts).decode("ascii"))
 
 
 class _Store(Protocol):
