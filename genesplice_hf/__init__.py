@@ -15,11 +15,12 @@ from genesplice_hf.models.original import to_original as to_original
 from genesplice_hf.models.registry import REGISTRY
 from genesplice_hf.tokenization.registration import register_tokenizer
 from genesplice_hf.tokenization.tokenization_bpe import BPEDnaTokenizer
+from genesplice_hf.tokenization.tokenization_gene import GeneTokenizer
 from genesplice_hf.tokenization.tokenization_kmer import KmerTokenizer
 from genesplice_hf.tokenization.tokenization_nucleotide import MSATokenizer, NucleotideTokenizer
 from genesplice_hf.version import __version__ as __version__
 
-for _tokenizer in (NucleotideTokenizer, KmerTokenizer, MSATokenizer, BPEDnaTokenizer):
+for _tokenizer in (NucleotideTokenizer, KmerTokenizer, MSATokenizer, BPEDnaTokenizer, GeneTokenizer):
     register_tokenizer(_tokenizer)
 BEFORE_FIRST_MODEL.extend(partial(register_peft_targets, _entry.config_class) for _entry in REGISTRY.values())
 register_pipelines()

@@ -90,6 +90,16 @@ class Case:
         """Whether outputs stand for bins of bases, of which padding is a part."""
         return hasattr(self.entry.config_class, "num_bins")
 
+    @property
+    def per_pair(self) -> bool:
+        """Whether output (i, j) belongs to tokens i and j."""
+        return self.auto_class == "AutoModelForEdgePrediction"
+
+    @property
+    def reads_genes(self) -> bool:
+        """Whether a row is a cell: a set of genes, each with a value, rather than a sequence."""
+        return self.entry.tokenizer_class == "GeneTokenizer"
+
     def config(self, **overrides: Any) -> PreTrainedConfig:
         causal = self.entry.causal_overrides if self.auto_class == "AutoModelForCausalLM" else {}
         form = FORMS[self.row][self.form] if self.form else {}
@@ -107,8 +117,9 @@ class Case:
         return hold_batch_norm(randomized(self.model_class(self.config(**overrides)), seed)).eval()
 
     def batch(self, lengths_bp: tuple[int, ...] = LENGTHS_BP, labels: bool = False) -> Batch:
-        """A right-padded batch of random bases, and the same companions for every row."""
+        """A right-padded batch of random bases with the same companions for every row, or of genes and their values."""
         batch = padded([self.ids(length, seed) for seed, length in enumerate(lengths_bp)], pad_id(self.row))
+        batch |= {"values": _values(batch)} if self.reads_genes else {}
         batch |= companions(self.row, len(lengths_bp))
         if not labels or not self.has_loss:
             return batch
@@ -123,8 +134,13 @@ class Case:
 
     def ids(self, length_bp: int, seed: int = 0) -> torch.Tensor:
         """(L,) token ids of a random sequence."""
-        sequence = "".join(random.Random(seed).choices("ACGT", k=length_bp))
-        return torch.tensor(tokenizer_of(self.row)([sequence])["input_ids"][0])
+        return torch.tensor(tokenizer_of(self.row)([self.text(length_bp, seed)])["input_ids"][0])
+
+    def text(self, length_bp: int, seed: int = 0) -> str:
+        """A random sequence of bases, or so many different genes."""
+        if self.reads_genes:
+            return " ".join(random.Random(seed).sample(self.entry.tokenizer_kwargs["genes"], length_bp))
+        return "".join(random.Random(seed).choices("ACGT", k=length_bp))
 
 
 CASES = [
@@ -202,6 +218,28 @@ def _every_third(mask: torch.Tensor) -> torch.Tensor:
     return (torch.arange(mask.shape[1]) % 3 == 0).expand_as(mask)
 
 
+def _expression(batch: Batch) -> torch.Tensor:
+    """(B, L) values of genes, 0 for `<cls>` and padding."""
+    return (batch["input_ids"] % 6).float().masked_fill(batch["input_ids"] < 3, 0.0)
+
+
+def _values(batch: Batch) -> torch.Tensor:
+    """The values as a model reads them, every third one masked."""
+    return _expression(batch).masked_fill(_every_third(batch["attention_mask"]) & (batch["input_ids"] >= 3), -1.0)
+
+
+def _masked_values(batch: Batch) -> torch.Tensor:
+    is_asked = _every_third(batch["attention_mask"]) & (batch["input_ids"] >= 3)
+    return _expression(batch).masked_fill(~is_asked, IGNORED)
+
+
+def _edges(batch: Batch) -> torch.Tensor:
+    """(B, L, L) every third pair is an edge."""
+    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    is_edge = ((ids[:, :, None] + 2 * ids[:, None]) % 3 == 0).float()
+    return is_edge.masked_fill(~(mask[:, :, None] & mask[:, None]), IGNORED)
+
+
 def _track_targets(batch: Batch) -> torch.Tensor:
     """(B, L, T), the same number of values in every row: a mean over values must not depend on how rows are cut."""
     first_base = batch["input_ids"][batch["attention_mask"].bool()].min()
@@ -253,6 +291,8 @@ LABELS: dict[str, Callable[[Batch], torch.Tensor]] = {
     ),
     "AutoModelForTrackPrediction": lambda batch: _track_targets(batch),
     "AutoModelForContactPrediction": lambda batch: _contact_targets(batch),
+    "AutoModelForMaskedExpression": lambda batch: _masked_values(batch),
+    "AutoModelForEdgePrediction": lambda batch: _edges(batch),
 }
 # Labels that stand for bins where a model has bins.
 PER_BASE = ("AutoModelForTokenClassification", "AutoModelForTrackPrediction")
@@ -269,12 +309,15 @@ SHAPES: dict[str, Callable[[PreTrainedConfig, int, int], tuple[int, ...]]] = {
     "AutoModelForTokenClassification": lambda config, B, L: (B, _places(config, L), config.num_labels),
     "AutoModelForTrackPrediction": lambda config, B, L: (B, _places(config, L), _num_tracks(config)),
     "AutoModelForContactPrediction": lambda config, B, L: (B, config.num_pairs(L), config.num_targets),
+    "AutoModelForMaskedExpression": lambda config, B, L: (B, L),
+    "AutoModelForEdgePrediction": lambda config, B, L: (B, L, L),
 }
 
 
 def no_label(labels: torch.Tensor) -> float:
     """What stands in such labels where nothing is asked."""
-    return torch.nan if labels.is_floating_point() else IGNORED
+    is_track = labels.is_floating_point() and not bool((labels == IGNORED).any())
+    return torch.nan if is_track else IGNORED
 
 
 def randomized(module: nn.Module, seed: int, scale: float = 0.1) -> nn.Module:

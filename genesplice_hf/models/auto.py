@@ -20,3 +20,15 @@ class AutoModelForContactPrediction(_BaseAutoModelClass):
     """Values per pair of bins, from sequence."""
 
     _model_mapping = _LazyAutoMapping(OrderedDict(), OrderedDict())
+
+
+class AutoModelForMaskedExpression(_BaseAutoModelClass):
+    """Values of masked genes, from the other genes of a cell."""
+
+    _model_mapping = _LazyAutoMapping(OrderedDict(), OrderedDict())
+
+
+class AutoModelForEdgePrediction(_BaseAutoModelClass):
+    """Which genes of a cell act on which."""
+
+    _model_mapping = _LazyAutoMapping(OrderedDict(), OrderedDict())

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from genesplice_hf.errors import CheckpointError, UnknownCheckpointError
 from genesplice_hf.layers.strict_loading import ORIGINAL_READERS, Original, load_tensors
 from genesplice_hf.models.akita.conversion_akita import SOURCES as AKITA_SOURCES
+from genesplice_hf.models.bioformer.conversion_bioformer import SOURCES as BIOFORMER_SOURCES
 from genesplice_hf.models.caduceus.conversion_caduceus import SOURCES as CADUCEUS_SOURCES
 from genesplice_hf.models.detection import detect_dna_lm
 from genesplice_hf.models.dnabert.conversion_dnabert import SOURCES as DNABERT_SOURCES
@@ -42,6 +43,7 @@ from genesplice_hf.models.original_source import (
     record_conversion,
 )
 from genesplice_hf.models.performer.conversion_performer import SOURCES as PERFORMER_SOURCES
+from genesplice_hf.models.scgpt.conversion_scgpt import SOURCES as SCGPT_SOURCES
 from genesplice_hf.models.tfbind.conversion_tfbind import SOURCES as TFBIND_SOURCES
 
 SOURCES: dict[str, OriginalSource] = {
@@ -59,6 +61,8 @@ SOURCES: dict[str, OriginalSource] = {
         *ENFORMER_SOURCES,
         *TFBIND_SOURCES,
         *AKITA_SOURCES,
+        *SCGPT_SOURCES,
+        *BIOFORMER_SOURCES,
     )
 }
 # Its trunk is an Enformer, whose past the source of Enformer knows.
@@ -92,11 +96,11 @@ def from_original(
             listed).
     """
     entry = _entry(source)
-    if drop:
-        raise CheckpointError(f"`drop`: {source!r} has no families of tensors to drop, got {list(drop)}.")
+    _demand_families(entry, drop)
     task = entry.task(dict(state_dict)) if task == "auto" else task
     _demand_task(entry, task)
     inputs = {name: options.pop(name) for name in entry.inputs if name in options}
+    inputs |= {"drop": tuple(drop)} if drop else {}
     _demand_fields(entry, task, options)
     ours = adopt_config(entry, dict(config), options)
     tensors, ignored = entry.tensors(dict(state_dict), ours, task, **inputs)
@@ -106,8 +110,12 @@ def from_original(
     return model.eval()
 
 
-def to_original(model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def to_original(model: PreTrainedModel, **options: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The reference's config and state dict of a model, under the reference's names; the inverse of `from_original`.
+
+    Args:
+        model: one of ours.
+        **options: choices that the source has (`qkv_spelling` of scgpt).
 
     Raises:
         CheckpointError: no reference has this architecture.
@@ -119,7 +127,7 @@ def to_original(model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, torch
         raise CheckpointError(
             f"no reference has models of type {model.config.model_type!r}; see {', '.join(SOURCES)}."
         )
-    config, state_dict = SOURCES[name].original(model)
+    config, state_dict = SOURCES[name].original(model, **options)
     return (getattr(model.config, "upstream_config", None) or {}) | config, state_dict
 
 
@@ -276,6 +284,14 @@ def _entry(source: str) -> OriginalSource:
     if source not in SOURCES:
         raise CheckpointError(f"`source` must be one of {', '.join(sorted(SOURCES))}, got {source!r}.")
     return SOURCES[source]
+
+
+def _demand_families(entry: OriginalSource, drop: Sequence[str]) -> None:
+    families = getattr(entry, "families", ())
+    unknown = sorted(set(drop) - set(families))
+    if unknown:
+        has = f"only {', '.join(families)}" if families else "no families of tensors"
+        raise CheckpointError(f"`drop`: {entry.name!r} has {has} to drop, got {unknown}.")
 
 
 def _demand_fields(entry: OriginalSource, task: str, options: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ from genesplice_hf.errors import CheckpointError
 # The keyword arguments of `from_pretrained` that say where files come from.
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
-# The last one is the file of a training run of PyTorch Lightning, in which HyenaDNA was published.
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "weights.ckpt")
+# `weights.ckpt` is the file of a training run of PyTorch Lightning (HyenaDNA), `best_model.pt` that of scGPT.
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "weights.ckpt", "best_model.pt")
 
 
 def find_file(path: str | PathLike, name: str, hub: Mapping[str, Any]) -> str | None:
@@ -33,9 +33,15 @@ def find_file(path: str | PathLike, name: str, hub: Mapping[str, Any]) -> str | 
 
 
 def read_config(path: str | PathLike, hub: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The config.json of a folder or repository, None where it has none."""
+    """The config.json of a folder or repository, or scGPT's args.json and vocab.json; None where it has neither."""
     file = find_file(path, "config.json", hub)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    if file is not None:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    arguments, vocabulary = (find_file(path, name, hub) for name in ("args.json", "vocab.json"))
+    if arguments is None or vocabulary is None:
+        return None
+    config = json.loads(Path(arguments).read_text(encoding="utf-8"))
+    return config | {"model_type": "scgpt", "vocab": json.loads(Path(vocabulary).read_text(encoding="utf-8"))}
 
 
 def find_weights(

@@ -34,7 +34,8 @@ class OriginalSource(Protocol):
         inputs: options that are tensors which the reference keeps outside its state dict.
         original_types: `model_type`s of the reference's config.json files that transformers has not taken.
 
-    A source may also have `arguments(task, tensors) -> dict`: arguments of the class beside its config, which depend
+    A source may also have `families`, names of tensors with an effect that `drop` may name (`tensors` then takes
+    `drop`), and `arguments(task, tensors) -> dict`: arguments of the class beside its config, which depend
     on the converted tensors (a pooler that a checkpoint has or has not).
     """
 
@@ -60,8 +61,9 @@ class OriginalSource(Protocol):
         Tensors that nobody knows keep their name and are found by the door.
         """
 
-    def original(self, model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """The way back."""
+    @property
+    def original(self) -> Callable[..., tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+        """The way back: `original(model)`, with choices of the source as keyword arguments."""
 
 
 def constructor_arguments(entry: OriginalSource, task: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

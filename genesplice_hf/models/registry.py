@@ -10,6 +10,13 @@ from genesplice_hf.models import tiny_configs
 from genesplice_hf.models.akita.configuration_akita import AkitaConfig
 from genesplice_hf.models.akita.modeling_akita import AkitaForContactPrediction
 from genesplice_hf.models.akita.modeling_akita_base import AkitaModel
+from genesplice_hf.models.bioformer.configuration_bioformer import BioFormerConfig
+from genesplice_hf.models.bioformer.modeling_bioformer import (
+    BioFormerForEdgePrediction,
+    BioFormerForMaskedExpression,
+    BioFormerForSequenceClassification,
+    BioFormerModel,
+)
 from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
 from genesplice_hf.models.caduceus.modeling_caduceus import (
     CaduceusForMaskedLM,
@@ -81,6 +88,12 @@ from genesplice_hf.models.performer.modeling_performer import (
     PerformerForTokenClassification,
 )
 from genesplice_hf.models.performer.modeling_performer_base import PerformerModel
+from genesplice_hf.models.scgpt.configuration_scgpt import ScGPTConfig
+from genesplice_hf.models.scgpt.modeling_scgpt import (
+    ScGPTForMaskedExpression,
+    ScGPTForSequenceClassification,
+    ScGPTModel,
+)
 from genesplice_hf.models.tfbind.configuration_tfbind import TFBindConfig
 from genesplice_hf.models.tfbind.modeling_tfbind import TFBindForSequenceClassification, TFBindForTrackPrediction
 from genesplice_hf.models.tfbind.modeling_tfbind_base import TFBindModel
@@ -285,5 +298,34 @@ REGISTRY: dict[str, ModelEntry] = {
         tokenizer_class="NucleotideTokenizer",
         tokenizer_kwargs={"preset": "enformer"},
         card="akita.md",
+    ),
+    "genesplice_scgpt": ModelEntry(
+        model_type="genesplice_scgpt",
+        config_class=ScGPTConfig,
+        auto_classes={
+            "AutoModel": ScGPTModel,
+            "AutoModelForMaskedExpression": ScGPTForMaskedExpression,
+            "AutoModelForSequenceClassification": ScGPTForSequenceClassification,
+        },
+        tiny_config=tiny_configs.tiny_scgpt,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_gene",
+        tokenizer_class="GeneTokenizer",
+        tokenizer_kwargs=tiny_configs.TINY_GENES,
+        card="scgpt.md",
+    ),
+    "genesplice_bioformer": ModelEntry(
+        model_type="genesplice_bioformer",
+        config_class=BioFormerConfig,
+        auto_classes={
+            "AutoModel": BioFormerModel,
+            "AutoModelForMaskedExpression": BioFormerForMaskedExpression,
+            "AutoModelForSequenceClassification": BioFormerForSequenceClassification,
+            "AutoModelForEdgePrediction": BioFormerForEdgePrediction,
+        },
+        tiny_config=tiny_configs.tiny_bioformer,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_gene",
+        tokenizer_class="GeneTokenizer",
+        tokenizer_kwargs=tiny_configs.TINY_GENES,
+        card="bioformer.md",
     ),
 }

@@ -5,6 +5,7 @@ from typing import Any
 from tokenizers import Tokenizer, models
 
 from genesplice_hf.models.akita.configuration_akita import AkitaConfig
+from genesplice_hf.models.bioformer.configuration_bioformer import BioFormerConfig
 from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
 from genesplice_hf.models.dnabert2.configuration_dnabert2 import DNABERT2Config
 from genesplice_hf.models.enformer.configuration_enformer import EnformerConfig
@@ -16,7 +17,22 @@ from genesplice_hf.models.nucleotide_transformer_v2.configuration_nucleotide_tra
     NucleotideTransformerV2Config,
 )
 from genesplice_hf.models.performer.configuration_performer import PerformerConfig
+from genesplice_hf.models.scgpt.configuration_scgpt import ScGPTConfig
 from genesplice_hf.models.tfbind.configuration_tfbind import TFBindConfig
+
+# Arguments of a `GeneTokenizer`: special tokens 0 to 2, then 45 genes.
+TINY_GENES: dict[str, Any] = {"genes": [f"G{index}" for index in range(45)], "specials_first": True}
+_CELLS: dict[str, Any] = {
+    "vocab_size": 48,
+    "pad_token_id": 0,
+    "cls_token_id": 1,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 def tiny_genesplice(**overrides: Any) -> GeneSpliceConfig:
@@ -212,3 +228,22 @@ def tiny_akita(**overrides: Any) -> AkitaConfig:
         "num_targets": 3,
     }
     return AkitaConfig(**(fields | overrides))
+
+
+def tiny_scgpt(**overrides: Any) -> ScGPTConfig:
+    """An scGPT of two layers over 45 genes."""
+    # Wide enough for bfloat16 to show no more than its rounding.
+    fields: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "classifier_num_layers": 2}
+    return ScGPTConfig(**(_CELLS | fields | overrides))
+
+
+def tiny_bioformer(**overrides: Any) -> BioFormerConfig:
+    """A BioFormer of two layers whose first pair bias reads the genes; every part of the pair path is on."""
+    fields: dict[str, Any] = {
+        "use_gating": True,
+        "pair_hidden_size": 12,
+        "opm_hidden_size": 4,
+        "pair_init": "gene",
+        "pair_init_rank": 3,
+    }
+    return BioFormerConfig(**(_CELLS | fields | overrides))

@@ -21,8 +21,17 @@ BAD_CONFIGS = [
 
 
 def own_fields(entry: ModelEntry) -> dict[str, Any]:
-    """The fields that the config class itself declares, with their types."""
-    return dict(vars(entry.config_class)["__annotations__"])
+    """The fields that the config class and bases of ours declare, with their types."""
+    return {
+        name: hint
+        for base in reversed(own_bases(entry))
+        for name, hint in vars(base).get("__annotations__", {}).items()
+    }
+
+
+def own_bases(entry: ModelEntry) -> list[type]:
+    """The config class, and the ones of ours that it inherits from."""
+    return [base for base in entry.config_class.__mro__ if base.__module__.startswith(OUR_LOGGER)]
 
 
 def choices(hint: Any) -> tuple[str, ...] | None:
@@ -75,7 +84,7 @@ def test_contradicting_fields_are_refused_everywhere(
 
 @rows("test_every_rule_of_the_config_is_broken_by_a_listed_contradiction")
 def test_every_rule_of_the_config_is_broken_by_a_listed_contradiction(entry: ModelEntry) -> None:
-    rules = [name for name in vars(entry.config_class) if name.startswith("validate_")]
+    rules = [name for base in own_bases(entry) for name in vars(base) if name.startswith("validate_")]
     assert rules
     unbroken = [
         rule for rule in rules if not any(breaks(entry, bad, rule) for bad, _ in CONTRADICTIONS[entry.model_type])

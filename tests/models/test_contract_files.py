@@ -14,6 +14,8 @@ from genesplice_hf.errors import CheckpointError
 cases = cases_without("both_strands")
 
 WEIGHTS = "model.safetensors"
+# Heads that have layers of their own.
+OWN_LAYERS = ("classifier.", "expression_head.", "zero_head.")
 
 
 def has_own_head(case: Case) -> bool:
@@ -37,7 +39,8 @@ def edit_weights(folder: Path, edit: Callable[[Batch], None]) -> None:
 
 def spoil(tensors: Batch) -> list[str]:
     """Takes one tensor of the base away, adds one, and cuts one; says what the error must list."""
-    missing, cut = [key for key in tensors if ".0." in key and key.endswith(".weight")][:2]
+    layers = [key for key in tensors if ".0." in key and key.endswith(".weight") and not key.startswith(OWN_LAYERS)]
+    missing, cut = layers[:2]
     extra = missing.replace(".0.", ".97.")
     tensors[extra] = tensors.pop(missing)
     tensors[cut] = tensors[cut][..., :-1]
