@@ -1,13 +1,16 @@
 """The `genesplice` command: reads arguments, calls the rooms, prints where the result lies."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from genesplice_hf.data.cell_matrix import open_cells
+from genesplice_hf.data.h5ad import GeneExpressionProcessor
 from genesplice_hf.data.tables import read_table
 from genesplice_hf.data.uniprot import download_proteins
 from genesplice_hf.errors import GeneSpliceError
@@ -15,7 +18,10 @@ from genesplice_hf.hub.originals import convert as convert_original
 from genesplice_hf.hub.publish import push_folder
 from genesplice_hf.interpretation.mutagenesis import in_silico_mutagenesis, reference_letters, write_variant_table
 from genesplice_hf.interpretation.plots import plot_logo
+from genesplice_hf.models.auto import AutoModelForMaskedExpression
 from genesplice_hf.models.registry import REGISTRY
+from genesplice_hf.objectives.expression import DataCollatorForExpression
+from genesplice_hf.scoring.cell_embeddings import embed_cells
 from genesplice_hf.scoring.embeddings import EmbeddingExtractor
 from genesplice_hf.version import __version__
 
@@ -34,17 +40,43 @@ def version() -> None:
 @app.command()
 def embed(
     model: ModelArgument,
-    table: Annotated[Path, typer.Argument(help="csv, tsv or parquet table with a column of sequences.")],
-    out: Annotated[Path, typer.Argument(help="npz file to write: one array (rows, hidden size) per layer.")],
+    table: Annotated[Path, typer.Argument(help="csv, tsv or parquet table with sequences, or cells as .h5ad.")],
+    out: Annotated[Path, typer.Argument(help="npz file to write (an array per layer), or .h5ad for cells.")],
     sequence_column: Annotated[str, typer.Option(help="Column that holds the DNA.")] = "sequence",
     pooling: Annotated[str, typer.Option(help="mean, max or cls.")] = "mean",
+    layer: Annotated[str | None, typer.Option(help="Matrix of the .h5ad: X, raw or a layer.")] = None,
+    gene_column: Annotated[str | None, typer.Option(help="Column of var with gene names, for .h5ad.")] = None,
+    obsm_key: Annotated[str, typer.Option(help="Where the cells' vectors go in the .h5ad.")] = "X_genesplice",
 ) -> None:
-    """Write one embedding per row and layer."""
+    """Write one embedding per row and layer; for an .h5ad one per cell, into `obsm`."""
+    if table.suffix == ".h5ad":
+        _embed_cells(model, table, out, layer, gene_column, obsm_key)
+        return
     rows = read_table(table, sequence_column=sequence_column, label_column=None)
     network, tokenizer = AutoModel.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     embeddings = EmbeddingExtractor(network, tokenizer, pooling=pooling)(rows["sequence"])  # type: ignore[arg-type]
     np.savez(out, **{f"layer_{layer}": array for layer, array in embeddings.items()})  # type: ignore[arg-type]
     console.print(f"wrote {out}: {len(embeddings)} layers, {len(rows)} rows")
+
+
+def _embed_cells(
+    model: str, cells: Path, out: Path, layer: str | None, gene_column: str | None, obsm_key: str
+) -> None:
+    processor = GeneExpressionProcessor.from_pretrained(model)
+    # Labels and filters of training have no say here: every cell gets a vector.
+    given = {"layer": layer, "gene_column": gene_column}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes |= {"label_key": None, "obs_columns": (), "min_cell_genes": 0}
+    processor.settings = replace(processor.settings, **changes)
+    network = AutoModelForMaskedExpression.from_pretrained(model)
+    longest = getattr(network.config, "max_seq_len", None)
+    pad_value = processor.settings.pad_value
+    collate = DataCollatorForExpression(processor.tokenizer, longest, "top_expressed", pad_value=pad_value, seed=0)
+    vectors = embed_cells(network, processor(cells), collate)
+    with open_cells(cells, processor.settings.layer) as matrix:
+        matrix.adata.obsm[obsm_key] = vectors
+        matrix.adata.write_h5ad(out)
+    console.print(f"wrote {out}: obsm[{obsm_key!r}], {len(vectors)} cells")
 
 
 @app.command()

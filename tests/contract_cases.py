@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract_rows import COMPANIONS, EXCEPTIONS, FORMS
+from contract_rows import COMPANIONS, EXCEPTIONS, FORMS, TABLES
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
@@ -114,10 +114,13 @@ class Case:
         on its neighbours. Live ones are in the models' own tests.
         """
         torch.manual_seed(seed)
-        return hold_batch_norm(randomized(self.model_class(self.config(**overrides)), seed)).eval()
+        model = self.model_class(self.config(**overrides))
+        if self.row in TABLES:
+            TABLES[self.row](model)
+        return hold_batch_norm(randomized(model, seed)).eval()
 
     def batch(self, lengths_bp: tuple[int, ...] = LENGTHS_BP, labels: bool = False) -> Batch:
-        """A right-padded batch of random bases with the same companions for every row, or of genes and their values."""
+        """A right-padded batch of random bases with the same companions for every row, or of genes and values."""
         batch = padded([self.ids(length, seed) for seed, length in enumerate(lengths_bp)], pad_id(self.row))
         batch |= {"values": _values(batch)} if self.reads_genes else {}
         batch |= companions(self.row, len(lengths_bp))

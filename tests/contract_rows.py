@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tiny_genegraph import give_tables
+from transformers import PreTrainedModel
 
 from genesplice_hf.models.caduceus.configuration_caduceus import SSM_DEFAULTS as CADUCEUS_SSM
 from genesplice_hf.models.registry import REGISTRY
@@ -51,10 +53,30 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {
         "bytenet": {"encoder": "bytenet", "bias": True, "slim": True},
         "roformer": {"encoder": "roformer", "embedding": "embedding", "tie_word_embeddings": True},
     },
+    "genesplice_genegraph": {
+        "biased": {
+            "graph_attention_mode": "bias",
+            "use_gene_annotations": False,
+            "gene_feature_size": 0,
+            "final_layer_norm": True,
+        },
+        "pathways": {
+            "use_graph_encoder": False,
+            "use_gene_annotations": False,
+            "gene_feature_size": 0,
+            "use_pathway_tokens": True,
+            "num_pathways": 4,
+            "num_pathway_genes": 48,
+            "pathway_dim": 8,
+            "cell_emb_style": "avg-pool",
+        },
+    },
     "genesplice_bioformer": {
         "factorized": {"pair_mode": "factorized", "pair_layer_norm": False, "pair_dropout": 0.0},
     },
 }
+# Per row: what a model is given after it was made, where its config only says how much of it there is.
+TABLES: dict[str, Callable[[PreTrainedModel], None]] = {"genesplice_genegraph": give_tables}
 _ONE_MECHANISM = "linear attention is a mechanism of its own, not an implementation of softmax attention"
 _PUBLISHED_NAME = "the published key layout calls the LM head `output_logit_map`"
 _TWO_KINDS = (
@@ -243,6 +265,33 @@ EXCEPTIONS |= {
         for row in ("genesplice_bioformer", "genesplice_bioformer-factorized")
     },
 }
+_BY_GENE = "what is known of a gene is looked up by its id; that embeddings are refused is in test_genegraph.py"
+EXCEPTIONS |= {
+    **{
+        (f"genesplice_genegraph{form}", "test_embeddings_instead_of_ids"): _BY_GENE
+        for form in ("", "-biased", "-pathways")
+    },
+    ("genesplice_genegraph-biased/AutoModel", "test_an_implementation_that_cannot_run_is_refused"): (
+        "asking for flash raises a ValueError whatever is installed, for it adds nothing to logits (test_genegraph.py)"
+    ),
+    ("genesplice_genegraph-pathways", "test_recorded_outputs"): (
+        "pathway tokens stand beside the genes; what is recorded of both is in test_genegraph.py"
+    ),
+    **{
+        (f"genesplice_genegraph{form}/AutoModelForMaskedExpression", check): reason
+        for form in ("", "-biased", "-pathways")
+        for check, reason in {
+            "test_the_head_is_where_peft_looks_for_it": _VALUE_HEADS,
+            "test_another_number_of_labels": "a value per gene, and none per label",
+        }.items()
+    },
+    **{
+        (f"genesplice_genegraph{form}/AutoModelForEdgePrediction", "test_another_number_of_labels"): (
+            "a logit per pair, and none per label"
+        )
+        for form in ("", "-biased", "-pathways")
+    },
+}
 
 # Per row: fields that contradict each other on top of the tiny config, and a word of the advice.
 _EXPRESSION: list[tuple[dict[str, Any], str]] = [
@@ -260,6 +309,7 @@ _EXPRESSION: list[tuple[dict[str, Any], str]] = [
     ({"classifier_num_layers": 0}, "classifier_num_layers"),
     ({"cce_temperature": 0.0}, "cce_temperature"),
 ]
+_PATHWAYS: dict[str, Any] = {"use_pathway_tokens": True, "num_pathways": 2, "num_pathway_genes": 4}
 CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "genesplice": [
         ({"hidden_sizes": [32, 32]}, "hidden_sizes"),
@@ -393,5 +443,27 @@ CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"pair_init": "prior"}, "prior_channels"),
         ({"prior_channels": -1}, "prior_channels"),
         ({"pair_init": "scalar_mlp", "prior_channels": 2}, "one prior channel"),
+    ],
+    "genesplice_genegraph": [
+        *_EXPRESSION,
+        ({"pair_hidden_size": 0}, "pair_hidden_size"),
+        ({"pair_mode": "factorized"}, "pair_layer_norm"),
+        ({"pair_mode": "factorized", "pair_layer_norm": False, "pair_init": "scalar_mlp"}, "pair_init"),
+        ({"pair_mode": "factorized", "pair_layer_norm": False, "pair_transition": True}, "pair_transition"),
+        ({"pair_mode": "factorized", "pair_layer_norm": False, "output_pair_states": True}, "output_pair_states"),
+        ({"pair_init": "prior"}, "prior_channels"),
+        ({"prior_channels": -1}, "prior_channels"),
+        ({"pair_init": "scalar_mlp", "prior_channels": 2}, "one prior channel"),
+        ({"graph_num_heads": 3}, "graph_num_heads"),
+        ({"graph_edge_channels": 0}, "graph_edge_channels"),
+        ({"link_prediction_weight": -1.0}, "link_prediction_weight"),
+        ({"graph_attention_mode": "masked", "cls_token_id": None}, "cls_token_id"),
+        ({"num_pathways": -1}, "num_pathways"),
+        ({"use_pathway_tokens": True}, "num_pathways"),
+        (_PATHWAYS | {"use_opm": True}, "pair representation"),
+        (_PATHWAYS | {"graph_attention_mode": "bias", "pathway_mode": "only"}, "pathway_mode"),
+        (_PATHWAYS | {"pathway_dim": 0}, "pathway_dim"),
+        ({"gene_feature_size": -1}, "gene_feature_size"),
+        ({"num_annotation_terms": 0}, "num_annotation_terms"),
     ],
 }

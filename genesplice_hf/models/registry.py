@@ -38,6 +38,13 @@ from genesplice_hf.models.enformer.modeling_enformer import (
     EnformerForTrackPrediction,
 )
 from genesplice_hf.models.enformer.modeling_enformer_base import EnformerModel
+from genesplice_hf.models.genegraph.configuration_genegraph import GeneGraphConfig
+from genesplice_hf.models.genegraph.modeling_genegraph import (
+    GeneGraphForEdgePrediction,
+    GeneGraphForMaskedExpression,
+    GeneGraphForSequenceClassification,
+)
+from genesplice_hf.models.genegraph.modeling_genegraph_base import GeneGraphModel
 from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
 from genesplice_hf.models.genesplice.modeling_genesplice import (
     GeneSpliceForCausalLM,
@@ -327,5 +334,20 @@ REGISTRY: dict[str, ModelEntry] = {
         tokenizer_class="GeneTokenizer",
         tokenizer_kwargs=tiny_configs.TINY_GENES,
         card="bioformer.md",
+    ),
+    "genesplice_genegraph": ModelEntry(
+        model_type="genesplice_genegraph",
+        config_class=GeneGraphConfig,
+        auto_classes={
+            "AutoModel": GeneGraphModel,
+            "AutoModelForMaskedExpression": GeneGraphForMaskedExpression,
+            "AutoModelForSequenceClassification": GeneGraphForSequenceClassification,
+            "AutoModelForEdgePrediction": GeneGraphForEdgePrediction,
+        },
+        tiny_config=tiny_configs.tiny_genegraph,
+        tokenizer_module="genesplice_hf.tokenization.tokenization_gene",
+        tokenizer_class="GeneTokenizer",
+        tokenizer_kwargs=tiny_configs.TINY_GENES,
+        card="genegraph.md",
     ),
 }

@@ -9,6 +9,7 @@ from genesplice_hf.models.bioformer.configuration_bioformer import BioFormerConf
 from genesplice_hf.models.caduceus.configuration_caduceus import CaduceusConfig
 from genesplice_hf.models.dnabert2.configuration_dnabert2 import DNABERT2Config
 from genesplice_hf.models.enformer.configuration_enformer import EnformerConfig
+from genesplice_hf.models.genegraph.configuration_genegraph import GeneGraphConfig
 from genesplice_hf.models.genesplice.configuration_genesplice import GeneSpliceConfig
 from genesplice_hf.models.gpn.configuration_gpn import GPNConfig
 from genesplice_hf.models.gpn_msa.configuration_gpn_msa import GPNMSAConfig
@@ -232,9 +233,7 @@ def tiny_akita(**overrides: Any) -> AkitaConfig:
 
 def tiny_scgpt(**overrides: Any) -> ScGPTConfig:
     """An scGPT of two layers over 45 genes."""
-    # Wide enough for bfloat16 to show no more than its rounding.
-    fields: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "classifier_num_layers": 2}
-    return ScGPTConfig(**(_CELLS | fields | overrides))
+    return ScGPTConfig(**(_CELLS | overrides))
 
 
 def tiny_bioformer(**overrides: Any) -> BioFormerConfig:
@@ -247,3 +246,18 @@ def tiny_bioformer(**overrides: Any) -> BioFormerConfig:
         "pair_init_rank": 3,
     }
     return BioFormerConfig(**(_CELLS | fields | overrides))
+
+
+def tiny_genegraph(**overrides: Any) -> GeneGraphConfig:
+    """A GeneGraph of two layers whose genes come with a graph, terms and outside vectors."""
+    fields: dict[str, Any] = {
+        "graph_num_layers": 1,
+        "graph_num_heads": 2,
+        "graph_hidden_size": 16,
+        "graph_dropout": 0.0,
+        "use_gene_annotations": True,
+        "num_annotation_terms": 5,
+        "num_annotation_pairs": 40,
+        "gene_feature_size": 3,
+    }
+    return GeneGraphConfig(**(_CELLS | fields | overrides))

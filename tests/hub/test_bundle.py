@@ -10,6 +10,7 @@ import torch
 import toy_composite
 import transformers
 from contract_cases import companions
+from contract_rows import TABLES
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
@@ -246,7 +247,10 @@ def save_with_bundle(model, folder):
 def tiny(entry, auto_class):
     torch.manual_seed(5)
     overrides = entry.causal_overrides if auto_class == "AutoModelForCausalLM" else {}
-    return entry.auto_classes[auto_class](entry.tiny_config(**overrides)).eval()
+    model = entry.auto_classes[auto_class](entry.tiny_config(**overrides)).eval()
+    if entry.model_type in TABLES:
+        TABLES[entry.model_type](model)
+    return model
 
 
 @pytest.fixture(scope="module")
