@@ -1,9 +1,9 @@
 """BioFormer as its formulas stand, for comparison: every product of channels, a normalised copy of z, plain attention.
 
-A module of two Linears and a LayerNorm is what the formulas name it; nothing is saved and nothing is shared. Its
-weights come from one of our models, so that outputs can be compared.
+Its weights are those of our blocks, so that outputs can be compared.
 
-Shapes: B cells, i rows and j columns of r genes, H heads, D head size, E hidden size, C channels of z, c of the product.
+Shapes: B cells, i rows and j columns of r genes, H heads, D head size, E hidden size, C channels of z, c of the
+product.
 """
 
 from collections.abc import Iterable

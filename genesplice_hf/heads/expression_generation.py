@@ -30,8 +30,8 @@ class GeneratesExpression:
     ) -> torch.Tensor:
         """Fills in the unknown values, (B, r).
 
-        Unknown genes are marked by the generation mask where the model has `use_generation_flag`, and are masked values
-        elsewhere. In every iteration the next share of them, in the given order of genes, becomes known.
+        Unknown genes are marked by the generation mask where the model has `use_generation_flag`, and are masked
+        values elsewhere. In every iteration the next share of them, in the given order of genes, becomes known.
 
         Args:
             input_ids: (B, r) genes, `<cls>` first.
@@ -72,9 +72,9 @@ class GeneratesExpression:
     ) -> torch.Tensor:
         """Predictions (B, r) for more genes than `max_seq_len`, chunk by chunk in the given order of genes.
 
-        Every chunk holds the first column (`<cls>`) and the next `chunk` - 1 genes; genes of different chunks do not see
-        each other, so that the order matters: sort them the same way for all cells. The first column is predicted with
-        the first chunk.
+        Every chunk holds the first column (`<cls>`) and the next `chunk` - 1 genes; genes of different chunks do not
+        see each other, so that the order matters: sort them the same way for all cells. The first column is predicted
+        with the first chunk.
 
         Args:
             chunk: genes of a pass with `<cls>`; None = `max_seq_len`.

@@ -6,7 +6,7 @@ Shapes: B cells, r genes of a cell, E hidden size, C classes.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ from genesplice_hf.layers.expression import (
     filled_values,
 )
 
-Count = torch.Tensor | int | None
+Count: TypeAlias = torch.Tensor | int | None
 
 
 @dataclass
@@ -51,7 +51,8 @@ class MaskedExpressionOutput(ModelOutput):
         mvc_logits: (B, r) values from the cell's vector. cls_logits, batch_logits: (B, classes).
         loss_mse, loss_zero, loss_mvc, loss_mvc_zero, loss_cls, loss_ecs, loss_cce, loss_dab, loss_link: scalars,
             before their weights; None where the part is off.
-        pair_states: (B, r, r, channels) z, where asked for. pathway_states, pathway_attention: of models with pathways.
+        pair_states: (B, r, r, channels) z, where asked for.
+        pathway_states, pathway_attention: of models with pathways.
         hidden_states, attentions: of the base model.
     """
 

@@ -115,7 +115,8 @@ def demand_additive(config: ExpressionConfig, has_more: bool = False) -> None:
         raise ValueError(
             f'`attn_implementation="{name}"` adds nothing to attention logits, and this model has to '
             f"(use_pair_bias={config.use_pair_bias}, pair_mode={config.pair_mode!r}, "
-            f"pair_init={getattr(config, 'pair_init', None)!r}); use \"sdpa\", or pair_mode='factorized' without prior."
+            f"pair_init={getattr(config, 'pair_init', None)!r}); use \"sdpa\", or pair_mode='factorized' without a "
+            "prior."
         )
     width = getattr(config, "largest_head_dim", config.head_dim)
     if width > _FLASH_WIDTH:

@@ -195,7 +195,7 @@ class ExpressionConfig(PreTrainedConfig):
 
 @strict
 class PairExpressionConfig(ExpressionConfig):
-    """The fields of a pair representation z (B, r, r, `pair_hidden_size`), after AlphaFold 2's Evoformer; off by default.
+    """The fields of a pair representation z (B, r, r, `pair_hidden_size`) after AlphaFold 2; off by default.
 
     Attributes:
         use_pair_bias: z adds a bias to attention logits. use_opm: the genes' states update z. use_gating: heads are
@@ -291,7 +291,12 @@ class PairExpressionConfig(ExpressionConfig):
         """What needs z itself is off where z is never made."""
         if self.pair_mode != "factorized":
             return
-        wanted = {"pair_layer_norm": False, "pair_transition": False, "pair_dropout": 0, "symmetrize_pair": False}
+        wanted: dict[str, Any] = {
+            "pair_layer_norm": False,
+            "pair_transition": False,
+            "pair_dropout": 0,
+            "symmetrize_pair": False,
+        }
         wanted |= {"opm_group_dim": None, "output_pair_states": False}
         wrong = [f"`{name}` {getattr(self, name)!r}" for name, value in wanted.items() if getattr(self, name) != value]
         wrong += [f"`pair_init` {self.pair_init!r}"] if self.pair_init not in ("zeros", "gene", "prior") else []

@@ -283,10 +283,10 @@ class ExpressionBackbone(ExpressionPreTrainedModel):
     ) -> ExpressionContext:
         visible, shared_bias = self.attention_terms(input_ids, real_Br)
         pair: dict[str, torch.Tensor | None] = {"groups": _groups(self.config, group_ids, input_ids)}
-        is_factorized = self.config.pair_mode == "factorized" and isinstance(self.pair_embedding, PairEmbedding)
-        if is_factorized and channels is not None:
+        embedding = self.pair_embedding
+        if self.config.pair_mode == "factorized" and isinstance(embedding, PairEmbedding) and channels is not None:
             pair["prior"] = directed(channels, self.config.prior_direction)
-            pair["prior_weight"] = self.pair_embedding.prior_weight()
+            pair["prior_weight"] = embedding.prior_weight()
         return expression_context(self.config, x_BrE, real_Br, generated, visible, shared_bias, **pair)
 
     def _first_pair_states(

@@ -32,7 +32,7 @@ def effective_weight(module: nn.Module, size: int) -> torch.Tensor:
 
 
 class _NormalisedProjection(torch.autograd.Function):
-    """W LN(z) over the channels without a normalised copy of z: a few rows at a time, and again in the backward pass."""
+    """W LN(z) over the channels without a normalised copy of z: a few rows at a time, in the backward pass again."""
 
     @staticmethod
     def forward(ctx: Any, z_BiCj: torch.Tensor, weight_HC: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """BioFormer: masked expression of genes with a representation of every pair of genes.
 
-A transformer over genes with the pair bias and the outer-product update of AlphaFold 2's Evoformer (Jumper et al. 2021);
-without them, and with scGPT's switches, it is scGPT. Blocks in `layers/expression_block.py`, the pair path in
+A transformer over genes with the pair bias and the outer-product update of AlphaFold 2's Evoformer (Jumper et al.
+2021); without them, and with scGPT's switches, it is scGPT. Blocks in `layers/expression_block.py`, the pair path in
 `layers/pair_bias.py`, heads in `heads/expression_tasks.py`.
 
 Shapes: B cells, r genes of a cell, E hidden size.
