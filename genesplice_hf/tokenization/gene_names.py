@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ def without_version(name: str) -> str:
     return found.group(1) if found else name
 
 
-def read_pairs(path: str | Path, columns: tuple[str, str]) -> dict[str, str]:
+def read_pairs(path: str | PathLike[str], columns: tuple[str, str]) -> dict[str, str]:
     """Reads a table of two columns split by tabs, first -> second; `#` begins a comment, and a header is known.
 
     Raises:
