@@ -24,7 +24,7 @@ class _CountsOnce(_BatchNorm):
     """Leaves the running statistics alone while gradient checkpointing computes a block a second time."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and self.track_running_stats and _in_backward():
+        if self.training and self.track_running_stats and is_recomputing():
             # Copies, for checkpointing wants as many tensors kept as the first time.
             mean, var = self.running_mean.clone(), self.running_var.clone()
             return batch_norm(x, mean, var, self.weight, self.bias, True, 0.0, self.eps)
@@ -127,5 +127,6 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _in_backward() -> bool:
+def is_recomputing() -> bool:
+    """Whether this is a block that gradient checkpointing computes a second time, in the backward pass."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

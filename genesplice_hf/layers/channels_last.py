@@ -18,6 +18,8 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.activations import ACT2FN
 
+from genesplice_hf.layers.batch_norm import is_recomputing
+
 GAIN = 1.702
 
 
@@ -120,15 +122,10 @@ def _stored_affine(norm: _BatchNorm, x: torch.Tensor) -> tuple[torch.Tensor, tor
     return scale, norm.bias.to(working) - mean * scale
 
 
-def _is_recomputing() -> bool:
-    """Whether this is a block that gradient checkpointing computes a second time, in the backward pass."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 def _trained_norm_act(norm: nn.BatchNorm1d, x_NC: torch.Tensor) -> torch.Tensor:
     running: tuple = (None, None)
     momentum = 0.0 if norm.momentum is None else norm.momentum
-    if not _is_recomputing():
+    if not is_recomputing():
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
@@ -148,7 +145,7 @@ def _synced(norm: BatchNorm, x_NC: torch.Tensor) -> torch.Tensor:
     count = total[-1].detach()
     mean = total[:-1] / count
     variance = all_reduce((wide - mean).square().sum(0)) / count
-    if not _is_recomputing():
+    if not is_recomputing():
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
             momentum = norm.momentum or 1.0 / float(norm.num_batches_tracked)
