@@ -23,7 +23,8 @@ from benchmarks.expression_cells import KINDS
 from benchmarks.expression_demands import GROUPS, QUICK, SIZES, Sizes, cells_of, rows_of
 from benchmarks.long_context import ROOT, SEED, SPARE_SHARE, announced, cell_runner, failed_cells, run_here
 from benchmarks.long_context_demands import Cell, Outcomes
-from benchmarks.measuring import available_gib, environment, limit_memory
+from benchmarks.measuring import available_gib, limit_memory
+from benchmarks.surroundings import environment
 
 RESULTS = ROOT / "benchmarks" / "results" / "expression.json"
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from genesplice_hf.errors import CheckpointError, UnknownCheckpointError
 from genesplice_hf.layers.strict_loading import ORIGINAL_READERS, Original, load_tensors
+from genesplice_hf.layers.transformers_classes import TransformersClasses
 from genesplice_hf.models.akita.conversion_akita import SOURCES as AKITA_SOURCES
 from genesplice_hf.models.bioformer.conversion_bioformer import SOURCES as BIOFORMER_SOURCES
 from genesplice_hf.models.caduceus.conversion_caduceus import SOURCES as CADUCEUS_SOURCES
@@ -181,8 +182,9 @@ def register_source(entry: OriginalSource) -> None:
     Raises:
         ValueError: transformers or another source has taken one of its `original_types`.
     """
-    # Only our classes look here.
-    ORIGINAL_READERS[entry.model_type] = read_original
+    # Told by its kind, for a look at the classes would import them.
+    if not isinstance(entry.classes, TransformersClasses):
+        ORIGINAL_READERS[entry.model_type] = read_original
     for original_type in entry.original_types:
         AutoConfig.register(original_type, alias_config_class(entry, original_type))
 
