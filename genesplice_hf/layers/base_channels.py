@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genesplice_hf.errors import GeneSpliceError, SequenceError
-from genesplice_hf.layers.padding import demand_one_input
+from genesplice_hf.layers.padding import demand_one_input, real_positions
 
 NUM_CHANNELS = 4
 UNKNOWN_ID, PAD_ID = 4, 5
@@ -105,3 +105,21 @@ def demand_bases(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | N
             f"{tuple(inputs_embeds.shape)}."
         )
     demand_one_input(input_ids, inputs_embeds)
+
+
+def window_mask(attention_mask: torch.Tensor | None, x_BLC: torch.Tensor) -> torch.Tensor | None:
+    """(B, L) bool, None where everything is real.
+
+    Raises:
+        SequenceError: another shape, holes, or a row of padding alone.
+    """
+    mask = real_positions(attention_mask)
+    if mask is None:
+        return None
+    if mask.shape != x_BLC.shape[:2]:
+        raise SequenceError(
+            f"`attention_mask` must be (batch, length) = {tuple(x_BLC.shape[:2])}, got {tuple(mask.shape)}."
+        )
+    if not torch.compiler.is_compiling() and not bool(mask.any(1).all()):
+        raise SequenceError("`attention_mask` hides every base of a row; leave such rows out of the batch.")
+    return mask

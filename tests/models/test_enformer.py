@@ -560,3 +560,12 @@ def test_the_published_model_at_its_length() -> None:
         outputs = model(ids(1, 196_608))
     assert outputs.logits.shape == (1, 896, 5313) and outputs.last_hidden_state.shape == (1, 896, 3072)
     assert outputs.logits.isfinite().all() and (outputs.logits >= 0).all()
+
+
+def test_a_mask_that_hides_a_window_is_advice() -> None:
+    model, ids = EnformerModel(tiny_enformer()), torch.zeros(2, 16, dtype=torch.long)
+    hidden = torch.ones_like(ids).index_fill(0, torch.tensor([1]), 0)
+    short = torch.ones(2, 15, dtype=torch.long).index_fill(1, torch.tensor([14]), 0)
+    for mask, words in ((hidden, "hides every base"), (short, "attention_mask.*16")):
+        with pytest.raises(SequenceError, match=words):
+            model(ids, attention_mask=mask)

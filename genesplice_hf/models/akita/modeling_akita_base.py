@@ -18,9 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from genesplice_hf.errors import SequenceError
-from genesplice_hf.layers.base_channels import BaseChannels, FixedBaseChannels, demand_bases
-from genesplice_hf.layers.padding import real_positions
+from genesplice_hf.layers.base_channels import BaseChannels, FixedBaseChannels, demand_bases, window_mask
 from genesplice_hf.layers.strict_loading import StrictPreTrainedModel
 from genesplice_hf.models.akita.configuration_akita import AkitaConfig
 from genesplice_hf.models.akita.modeling_akita_layer import (
@@ -113,21 +111,3 @@ class AkitaModel(AkitaPreTrainedModel):
         for block in (self.stem, *self.conv_tower, *self.dilated, self.trunk_out):
             x_BCL = block(x_BCL)
         return BaseModelOutput(self.activation(x_BCL).transpose(1, 2).contiguous())
-
-
-def window_mask(attention_mask: torch.Tensor | None, x_BLC: torch.Tensor) -> torch.Tensor | None:
-    """(B, L) bool, None where everything is real.
-
-    Raises:
-        SequenceError: another shape, holes, or a row of padding alone.
-    """
-    mask = real_positions(attention_mask)
-    if mask is None:
-        return None
-    if mask.shape != x_BLC.shape[:2]:
-        raise SequenceError(
-            f"`attention_mask` must be (batch, length) = {tuple(x_BLC.shape[:2])}, got {tuple(mask.shape)}."
-        )
-    if not torch.compiler.is_compiling() and not bool(mask.any(1).all()):
-        raise SequenceError("`attention_mask` hides every base of a row; leave such rows out of the batch.")
-    return mask

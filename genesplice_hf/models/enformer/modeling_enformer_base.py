@@ -17,10 +17,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from genesplice_hf.errors import SequenceError
 from genesplice_hf.layers.attention_pooling import AttentionPool2
-from genesplice_hf.layers.base_channels import BaseChannels, FixedBaseChannels, demand_bases
+from genesplice_hf.layers.base_channels import BaseChannels, FixedBaseChannels, demand_bases, window_mask
 from genesplice_hf.layers.channels_last import norm_act, pointwise, quick_gelu
 from genesplice_hf.layers.norm import FreezesBatchNorm
-from genesplice_hf.layers.padding import real_positions
 from genesplice_hf.layers.recording import demand_recordable
 from genesplice_hf.layers.strict_loading import StrictPreTrainedModel
 from genesplice_hf.models.enformer.configuration_enformer import EnformerConfig
@@ -121,14 +120,13 @@ class EnformerModel(EnformerPreTrainedModel):
 
         Raises:
             SequenceError: both or none of ids and channels, another shape, an empty sequence, an id that stands for
-                nothing, a mask with holes, fewer bins than `target_length`.
+                nothing, a mask with holes or a row of padding alone, fewer bins than `target_length`.
             ValueError: attentions are wanted of another implementation than eager; flash attention.
         """
         demand_bases(input_ids, inputs_embeds)
         demand_recordable(self.config, kwargs)
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        mask_BL = real_positions(attention_mask)
-        x = self.stem(self.embeddings.pad(x, mask_BL).to(self.stem.conv.weight.dtype))
+        x = self.stem(self.embeddings.pad(x, window_mask(attention_mask, x)).to(self.stem.conv.weight.dtype))
         for block in self.conv_tower:
             x = block(x)
         positions = Positions.of(self.config, x)
