@@ -74,7 +74,7 @@ def log_odds(counts: np.ndarray) -> np.ndarray:
     return np.log2(padded / padded.sum(1, keepdims=True) * 4)
 
 
-def find_sites(ids: np.ndarray, weights: np.ndarray, threshold: float, softness: float = 0.5) -> Sites:
+def find_sites(ids: np.ndarray, weights: np.ndarray, threshold: float, softness: float = 1.0) -> Sites:
     """Occupancies: a logistic function of the score in bits over `threshold`; 0 more than four softnesses below.
 
     Args:
