@@ -114,7 +114,8 @@ def test_resume_after_a_kill_equals_the_uninterrupted_run(tmp_path, tiny_folder,
     options = [*RESUMABLE, "--method", method]
     whole = run(tmp_path / "whole", tiny_folder, motif_folder, *options)
     arguments = (tmp_path / "cut", tiny_folder, motif_folder, *options)
-    child = get_context("fork").Process(target=run, args=arguments, kwargs={"callbacks": [KillAt(14)]})
+    # Fresh: a fork of a process in which libraries have started threads may wait for them for ever.
+    child = get_context("spawn").Process(target=run, args=arguments, kwargs={"callbacks": [KillAt(14)]})
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL

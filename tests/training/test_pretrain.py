@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import socket
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +159,8 @@ def test_resume_after_a_kill_equals_the_uninterrupted_run(options, genomes, tmp_
     """122 windows are 8 steps of 16: the kill falls into the second pass (or stage), two steps after a checkpoint."""
     whole = run(tmp_path / "whole", genomes, *options)
     cut = (tmp_path / "cut", genomes, *options)
-    child = get_context("fork").Process(target=run, args=cut, kwargs={"callbacks": [KillAt(12)]})
+    # Fresh: a fork of a process in which libraries have started threads may wait for them for ever.
+    child = get_context("spawn").Process(target=run, args=cut, kwargs={"callbacks": [KillAt(12)]})
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
@@ -296,6 +297,8 @@ def test_settings_that_do_not_fit_are_advice(options, advice, genomes, tmp_path)
 
 def one_of_two(rank: int, port: int, arguments: list[str], log: Path) -> None:
     """A process as torchrun starts it; notes the windows that it saw."""
+    # This process is fresh, and its loaders have to inherit what is noted below.
+    set_start_method("fork", force=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     # What the parent process has found out of itself: that it is alone.
@@ -324,8 +327,8 @@ def test_two_processes_see_every_window_once_and_learn_what_one_learns(genomes, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     logs = [tmp_path / f"rank-{rank}.txt" for rank in range(2)]
-    fork = get_context("fork")
-    processes = [fork.Process(target=one_of_two, args=(rank, port, arguments, logs[rank])) for rank in range(2)]
+    context = get_context("spawn")
+    processes = [context.Process(target=one_of_two, args=(rank, port, arguments, logs[rank])) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
