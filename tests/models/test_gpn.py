@@ -23,6 +23,7 @@ from transformers.models.roformer.modeling_roformer import RoFormerEncoder
 import genesplice_hf
 from genesplice_hf.adaptation.targets import default_targets
 from genesplice_hf.errors import CheckpointError, GeneSpliceError, SequenceError
+from genesplice_hf.models.gpn import modeling_gpn_layer
 from genesplice_hf.models.gpn.configuration_gpn import GPNConfig
 from genesplice_hf.models.gpn.conversion_gpn import SOURCES, module_map
 from genesplice_hf.models.gpn.modeling_gpn import (
@@ -514,6 +515,17 @@ def test_channels_last_is_the_convolution_itself(taps: int, dilation: int, bias:
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
     ours, theirs = (torch.autograd.grad((y * weights).sum(), wanted) for y in (found, plain))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("form", "fast"), [("legacy", 3), ("convnet", 3), ("bytenet", 3), ("depthwise", 1)])
+def test_every_full_convolution_of_a_model_goes_channels_last(
+    form: str, fast: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Depthwise ones, all but the first layer's, do not."""
+    seen, original = [], modeling_gpn_layer._channels_last
+    monkeypatch.setattr(modeling_gpn_layer, "_channels_last", lambda *given: seen.append(1) or original(*given))
+    tiny(GPNModel, form)(torch.randint(3, 7, (1, 9)))
+    assert len(seen) == fast
 
 
 def test_lora_on_a_dilated_convolution_is_dilated() -> None:

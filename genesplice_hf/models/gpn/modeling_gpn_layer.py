@@ -27,15 +27,11 @@ class GPNContext:
     roformer: RoFormerContext | None = None
 
 
-class GPNConv1d(DilatedConv1d):
-    """The convolution of one layer; its output is as long as its input."""
-
-    @classmethod
-    def of_layer(cls, config: GPNConfig, layer: int, size: int) -> "GPNConv1d":
-        """The convolution of one layer on `size` channels."""
-        taps, dilation = config.kernel(layer), config.dilation(layer)
-        groups = size if config.depthwise and layer > 0 else 1
-        return cls(size, size, taps, padding=(taps - 1) * dilation // 2, groups=groups, bias=config.has_bias)
+def conv_of_layer(config: GPNConfig, layer: int, size: int) -> DilatedConv1d:
+    """The convolution of one layer on `size` channels; its output is as long as its input."""
+    taps, dilation = config.kernel(layer), config.dilation(layer)
+    groups = size if config.depthwise and layer > 0 else 1
+    return DilatedConv1d(size, size, taps, padding=(taps - 1) * dilation // 2, groups=groups, bias=config.has_bias)
 
 
 def convolve(conv: nn.Module, x_BLE: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:
@@ -68,7 +64,7 @@ class LegacyLayer(GPNLayer):
     def __init__(self, config: GPNConfig, index: int) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.layer_norm_eps
-        self.conv = GPNConv1d.of_layer(config, index, size)
+        self.conv = conv_of_layer(config, index, size)
         self.conv_norm = nn.LayerNorm(size, eps)
         self.ffn = nn.Linear(size, size)
         self.ffn_norm = nn.LayerNorm(size, eps)
@@ -85,7 +81,7 @@ class ConvNetLayer(GPNLayer):
         super().__init__()
         size, inner, bias, eps = config.hidden_size, config.intermediate_size, config.bias, config.layer_norm_eps
         self.conv_norm = nn.LayerNorm(size, eps, bias=bias)
-        self.dilated_conv = GPNConv1d.of_layer(config, index, size)
+        self.dilated_conv = conv_of_layer(config, index, size)
         self.conv_proj = nn.Linear(size, size, bias=bias)
         self.ffn_norm = nn.LayerNorm(size, eps, bias=bias)
         self.ffn_in = nn.Linear(size, inner, bias=bias)
@@ -108,7 +104,7 @@ class ByteNetLayer(GPNLayer):
         self.norm_in = nn.LayerNorm(size, eps, bias=bias)
         self.proj_in = nn.Linear(size, inner, bias=bias)
         self.norm_mid = nn.LayerNorm(inner, eps, bias=bias)
-        self.dilated_conv = GPNConv1d.of_layer(config, index, inner)
+        self.dilated_conv = conv_of_layer(config, index, inner)
         self.norm_out = nn.LayerNorm(inner, eps, bias=bias)
         self.proj_out = nn.Linear(inner, size, bias=bias)
 
