@@ -16,12 +16,12 @@ sizes in one process, to see that they run, and judges nothing. One cell alone:
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.expression_cells import KINDS
 from benchmarks.expression_demands import GROUPS, QUICK, SIZES, Sizes, cells_of, rows_of
-from benchmarks.long_context import ROOT, SEED, SPARE_SHARE, announced, cell_runner, failed_cells, run_here
+from benchmarks.groups import build_parser, run_groups
+from benchmarks.long_context import ROOT, SEED, SPARE_SHARE, announced, cell_runner, run_here
 from benchmarks.long_context_demands import Cell, Outcomes
 from benchmarks.measuring import available_gib, limit_memory
 from benchmarks.surroundings import environment
@@ -31,39 +31,18 @@ RESULTS = ROOT / "benchmarks" / "results" / "expression.json"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the groups, prints the table and writes the results; or runs one cell and prints its JSON."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser(__doc__, GROUPS, KINDS).parse_args(argv)
     if arguments.cell:
         limit_memory(available_gib() * (1 - SPARE_SHARE))
         print(json.dumps(run_here(arguments.cell, arguments.options, arguments.threads, KINDS)))
         return
     sizes = QUICK if arguments.quick else SIZES
-    output = arguments.output or (None if arguments.quick else RESULTS)
-    report = json.loads(output.read_text(encoding="utf-8")) if output and output.is_file() else {}
-    missed = []
-    for group in arguments.only:
-        report[group] = run_group(group, sizes, arguments)
-        missed += missed_in(report[group], arguments.quick)
-        if output:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _, missed = run_groups(arguments, RESULTS, lambda group: run_group(group, sizes, arguments))
     if arguments.quick:
         print("toy sizes: the figures mean nothing")
     print(f"missed: {missed}" if missed else "nothing missed")
     if missed:
         raise SystemExit(1)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups to run")
-    parser.add_argument("--quick", action="store_true", help="toy sizes, nothing judged, nothing written")
-    parser.add_argument("--output", type=Path, help="JSON file; groups that are not run keep what it holds")
-    parser.add_argument("--threads", type=int, default=1, help="threads of every cell")
-    parser.add_argument("--time_limit", type=float, default=3600, help="seconds that a cell may take")
-    parser.add_argument("--cell", choices=sorted(KINDS), help="run this cell here and print its JSON")
-    parser.add_argument("--options", type=json.loads, default={}, help="arguments of --cell, as JSON")
-    return parser
 
 
 def run_group(group: str, sizes: Sizes, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -84,11 +63,6 @@ def runner(arguments: argparse.Namespace) -> Callable[[Cell], dict[str, Any]]:
     if arguments.quick:
         return lambda cell: run_here(cell.kind, cell.options, arguments.threads, KINDS)
     return cell_runner(arguments, "benchmarks.expression")
-
-
-def missed_in(group: dict[str, Any], quick: bool) -> list[str]:
-    """Names of the rows of a group that failed; of toy sizes, the cells that gave no numbers."""
-    return failed_cells(group) if quick else [row["name"] for row in group["rows"] if row["passed"] is False]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.groups import build_parser, run_groups
 from benchmarks.long_context_cells import KINDS
 from benchmarks.long_context_demands import (
     QUICK,
@@ -49,7 +50,7 @@ SPARE_SHARE = 0.15
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the groups, prints the table and writes the results; or runs one cell and prints its JSON."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser(__doc__, GROUPS, KINDS).parse_args(argv)
     if arguments.cell:
         # CUDA reserves address space far beyond what it uses.
         if not torch.cuda.is_available():
@@ -57,34 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(run_here(arguments.cell, arguments.options, arguments.threads)))
         return
     sizes = QUICK if arguments.quick else SIZES
-    output = arguments.output or (None if arguments.quick else RESULTS)
-    report = json.loads(output.read_text(encoding="utf-8")) if output and output.is_file() else {}
-    missed = []
-    for group in arguments.only:
-        report[group] = run_group(group, sizes, arguments)
-        missed += [row["name"] for row in report[group]["rows"] if row["passed"] is False]
-        if output:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _, missed = run_groups(arguments, RESULTS, lambda group: run_group(group, sizes, arguments))
     if arguments.quick:
         print("toy lengths: the figures mean nothing")
-        missed = [row for group in arguments.only for row in failed_cells(report[group])]
     print("all demands met" if not missed else f"missed: {missed}")
     if missed:
         raise SystemExit(1)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups to run")
-    parser.add_argument("--quick", action="store_true", help="toy lengths, nothing judged, nothing written")
-    parser.add_argument("--output", type=Path, help="JSON file; groups that are not run keep what it holds")
-    parser.add_argument("--threads", type=int, default=1, help="threads of every cell")
-    parser.add_argument("--time_limit", type=float, default=3600, help="seconds that a cell may take")
-    parser.add_argument("--cell", choices=sorted(KINDS), help="run this cell here and print its JSON")
-    parser.add_argument("--options", type=json.loads, default={}, help="arguments of --cell, as JSON")
-    return parser
 
 
 def run_group(group: str, sizes: Sizes, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -172,11 +151,6 @@ def search_contexts(sizes: Sizes, run: Callable[[Cell], dict[str, Any]]) -> dict
         tokens = largest(fits, start, cap)
         found[name] = {"tokens": tokens, "cap": cap, "is_capped": tokens == cap}
     return found
-
-
-def failed_cells(group: dict[str, Any]) -> list[str]:
-    """Names of the cells of a group that gave no numbers."""
-    return [name for name, cell in group["cells"].items() if "failed" in cell]
 
 
 if __name__ == "__main__":

@@ -312,10 +312,10 @@ def test_a_cell_is_handed_to_a_process_of_its_own(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(subprocess, "run", run)
     folder = write_hyenadna(tmp_path)
     monkeypatch.chdir(folder)
-    arguments = dna_models.build_parser().parse_args(["--originals", ".", "--threads", "3"])
+    arguments = dna_models.command_line().parse_args(["--originals", ".", "--threads", "3"])
     cell = Cell("hyenadna 12", "hyenadna", {"tokens": 12})
     assert dna_models.with_originals(dna_models.runner(arguments), arguments.originals)(cell) == {"difference": 0.5}
-    handed = dna_models.build_parser().parse_args(commands[0][3:])
+    handed = dna_models.command_line().parse_args(commands[0][3:])
     assert commands[0][1:3] == ["-m", "benchmarks.dna_models"]
     assert (handed.cell, handed.threads, handed.options) == (
         "hyenadna",
