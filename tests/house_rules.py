@@ -6,7 +6,7 @@ none, and both stand in the message of a failing test.
 
 import ast
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 PACKAGE = "genesplice_hf"
@@ -56,12 +56,13 @@ MAX_LINES = 400
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module: dotted name, line, whether it stands in a function, class or branch."""
+    """One imported module: dotted name, line, where it stands (in a function, class or branch; for types alone)."""
 
     module: str
     line: int
     nested: bool
     in_function: bool
+    for_types: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Source:
 
     @cached_property
     def imports(self) -> list[Import]:
-        return list(_imports(self.tree, nested=False, in_function=False))
+        return list(_imports(self.tree, Import("", 0, nested=False, in_function=False)))
 
     def own_imports(self) -> Iterator[tuple[str, Import]]:
         """First-party imports, each with its dotted name below the package (`__init__` for the root)."""
@@ -96,15 +97,26 @@ class Source:
                 yield found.module.removeprefix(PACKAGE).lstrip(".") or "__init__", found
 
 
-def _imports(node: ast.AST, nested: bool, in_function: bool) -> Iterator[Import]:
+def _imports(node: ast.AST, place: Import) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
-            yield from (Import(alias.name, child.lineno, nested, in_function) for alias in child.names)
+            yield from (replace(place, module=alias.name, line=child.lineno) for alias in child.names)
         elif isinstance(child, ast.ImportFrom) and child.level == 0:
-            yield Import(child.module or "", child.lineno, nested, in_function)
+            yield replace(place, module=child.module or "", line=child.lineno)
         else:
-            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from _imports(child, True, in_function or function)
+            yield from _imports(child, _inside(child, place))
+
+
+def _inside(node: ast.AST, place: Import) -> Import:
+    """Where an import stands that stands in `node`."""
+    function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    return replace(
+        place,
+        nested=True,
+        in_function=place.in_function or function,
+        for_types=place.for_types or for_types,
+    )
 
 
 def room_of(module: str) -> str:

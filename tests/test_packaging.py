@@ -111,12 +111,12 @@ def test_core_needs_no_optional_package(metadata: Message) -> None:
 
 
 def imported(sources: list[Source], optional: bool) -> set[str]:
-    """The distributions that the files import; `optional` adds those imported in functions and in the plots."""
+    """The distributions that the files import; `optional` adds those for types, in functions and in the plots."""
     found = {
         one.module.split(".")[0]
         for source in sources
         for one in source.imports
-        if optional or not (one.in_function or source.path == PLOTTING_FILE)
+        if optional or not (one.in_function or one.for_types or source.path == PLOTTING_FILE)
     }
     return {DISTRIBUTIONS.get(name, canonicalize_name(name)) for name in found - sys.stdlib_module_names}
 
