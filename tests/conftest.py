@@ -30,7 +30,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# numba, which scanpy runs on, sets the number of threads of the whole process, torch's too, to its own.
+for _threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
 
 # The same examples in every run: a failure seen once can be seen again.
 settings.register_profile("genesplice", deadline=None, derandomize=True, database=None)

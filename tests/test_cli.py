@@ -77,7 +77,7 @@ def test_embed_writes_a_vector_per_cell_into_obsm(row: str, tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     found = anndata.read_h5ad(out)
     vectors = found.obsm["X_genesplice"]
-    assert vectors.shape == (40, 32) and list(found.obs_names) == list(cells.obs_names)
+    assert vectors.shape == (40, model.config.hidden_size) and list(found.obs_names) == list(cells.obs_names)
     for place in (3, 5):
         row_of = processor(cells, cells=[place])[0]
         inputs = {name: torch.tensor([row_of[name]]) for name in ("input_ids", "values")}

@@ -91,7 +91,7 @@ def test_linear_model_gives_its_weights():
     ],
 )
 def test_batches_equal_the_one_by_one_twin(tokenizer, source, batch_size):
-    model = tiny_bert()
+    model = tiny_bert().double()
     assert isinstance(mutant_source(tokenizer, SEQUENCE, torch.device("cpu")), source)
     result = scan(model, tokenizer, target=1, batch_size=batch_size)
     np.testing.assert_allclose(result.scores, slow_twin(model, tokenizer, SEQUENCE, 1), atol=1e-6)
