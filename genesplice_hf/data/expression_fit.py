@@ -5,9 +5,12 @@ C cells of a chunk, G genes of the data, M genes after columns of one gene were 
 
 import importlib.util
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from genesplice_hf.data.cell_matrix import CellMatrix
@@ -144,12 +147,12 @@ def variable_genes(
         for rows, counts in matrix.chunks(cells)
     ]
     training = anndata.AnnData(sparse.vstack(parts, format="csr"))
-    if by_counts:
-        scanpy.pp.highly_variable_genes(training, n_top_genes=wanted, flavor="seurat_v3")
-    else:
+    if not by_counts:
         # Seurat's flavour compares with what it finds in this note whether logs are natural ones.
         training.uns["log1p"] = {"base": None}
-        scanpy.pp.highly_variable_genes(training, n_top_genes=wanted, flavor="seurat")
+    with _threads_of_torch_kept():
+        flavor = "seurat_v3" if by_counts else "seurat"
+        scanpy.pp.highly_variable_genes(training, n_top_genes=wanted, flavor=flavor)
     chosen = np.flatnonzero(training.var["highly_variable"].to_numpy())
     if len(chosen) > wanted:
         # A tie at the end of the list takes all that share it.
@@ -178,5 +181,16 @@ def _scaled(counts: sparse.csr_matrix, target_sum: float) -> sparse.csr_matrix:
         # Empty cells stay empty, and are reported once for the whole data.
         warnings.filterwarnings("ignore", message=".*zero counts.*")
         cells = anndata.AnnData(counts)
-        scanpy.pp.normalize_total(cells, target_sum=target_sum)
+        with _threads_of_torch_kept():
+            scanpy.pp.normalize_total(cells, target_sum=target_sum)
     return sparse.csr_matrix(cells.X)
+
+
+@contextmanager
+def _threads_of_torch_kept() -> Iterator[None]:
+    """numba, which scanpy runs on, sets the number of OpenMP threads of the process to its own; this sets it back."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
