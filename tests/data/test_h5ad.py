@@ -65,21 +65,19 @@ def test_rows_are_scanpys_values_binned() -> None:
 
 
 KEEPS_THREADS = """
-import sys
-import anndata, numpy, scipy.sparse, torch
+import torch
+import anndata, numba, numpy, scipy.sparse
 from genesplice_hf.data.h5ad import ExpressionSettings, GeneExpressionProcessor
 from genesplice_hf.tokenization.tokenization_gene import GeneTokenizer
-torch.set_num_threads(1)
 counts = scipy.sparse.csr_matrix(numpy.random.default_rng(0).poisson(1.0, (30, 20)).astype("float32"))
 cells = anndata.AnnData(counts)
 GeneExpressionProcessor(GeneTokenizer(genes=list(cells.var_names)), ExpressionSettings()).fit(cells)
-import numba
 assert numba.get_num_threads() == 2 and torch.get_num_threads() == 1, torch.get_num_threads()
 """
 
 
 def test_torch_keeps_its_number_of_threads(run_python) -> None:
-    run_python(KEEPS_THREADS, NUMBA_NUM_THREADS="2")
+    run_python(KEEPS_THREADS, OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="2")
 
 
 def test_normalised_logs_are_scgpts() -> None:
