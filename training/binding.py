@@ -44,6 +44,7 @@ from training.binding_data import (
     read_peak_set,
 )
 from training.checkpoints import prepare_folder
+from training.epochs import TellEpoch
 from training.finetune import Plan, ScheduledTrainer, training_arguments
 from training.settings import (
     MethodSettings,
@@ -53,7 +54,7 @@ from training.settings import (
     parse_settings,
     settings_as_dict,
 )
-from training.task import EpochStrands, Task
+from training.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ def build_trainer(
         data_collator=collator,
         train_dataset=task.train,
         eval_dataset=task.dev,
-        callbacks=[EpochStrands(collator)],  # type: ignore[arg-type]
+        callbacks=[TellEpoch(collator)],
     )
 
 

@@ -30,6 +30,7 @@ from genesplice_hf.version import __version__
 from training import reports
 from training.checkpoints import prepare_folder
 from training.contact_simulation import contact_matrix, find_sites, log_odds, read_motif
+from training.epochs import TellEpoch
 from training.settings import is_main_process, parse_settings, settings_as_dict, use_bf16
 
 logger = logging.getLogger(__name__)
@@ -109,16 +110,6 @@ class ClipEachTensor(TrainerCallback):
         for parameter in model.parameters():
             if self.limit > 0 and parameter.grad is not None:
                 torch.nn.utils.clip_grad_norm_([parameter], self.limit)
-
-
-class EpochAugmentation(TrainerCallback):
-    """Tells the collator which epoch begins."""
-
-    def __init__(self, collator: ContactCollator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch or 0))
 
 
 class ContactTrainer(Trainer):
@@ -246,7 +237,7 @@ def build_trainer(
     dataset = task.datasets["train"]
     shared = (dataset.num_bins, dataset.diagonal_offset, train.max_shift)
     collator = ContactCollator(*shared, seed=train.seed)
-    callbacks: list[TrainerCallback] = [EpochAugmentation(collator), ClipEachTensor(train.clip_each_tensor)]
+    callbacks: list[TrainerCallback] = [TellEpoch(collator), ClipEachTensor(train.clip_each_tensor)]
     if train.early_stopping_patience is not None:
         callbacks.append(transformers.EarlyStoppingCallback(train.early_stopping_patience))
     optimizers = (None, None)

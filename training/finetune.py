@@ -34,6 +34,7 @@ from genesplice_hf.version import __version__
 from training import reports
 from training.baselines import run_baselines
 from training.checkpoints import last_complete_checkpoint, prepare_folder
+from training.epochs import TellEpoch
 from training.models import load_classifier, load_tokenizer, save_trained
 from training.settings import (
     LEARNING_RATES,
@@ -48,7 +49,6 @@ from training.settings import (
     world_size,
 )
 from training.task import (
-    EpochStrands,
     Task,
     TokenDataset,
     as_is,
@@ -158,7 +158,7 @@ def build_trainer(plan: Plan, seed: int, folder: Path) -> Trainer:
     model = adapt(load_classifier(plan.model, task, seed), plan.method.method, **method_options(plan.method))
     strands = flipped(task.train.sequences) if train.augment_reverse_complement else []
     train_set = TokenDataset(tokenize(plan.tokenizer, [*task.train.sequences, *strands]), task.train.labels, seed)
-    callbacks = [EpochStrands(train_set), *plan.callbacks]
+    callbacks = [TellEpoch(train_set), *plan.callbacks]
     if train.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=train.early_stopping_patience))
     return ScheduledTrainer(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from scipy.special import expit, softmax
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
 from genesplice_hf.data.samples import load_ars1
 from genesplice_hf.data.splits import deduplicate, random_split, remove_overlap
@@ -189,16 +189,6 @@ class TokenDataset(torch.utils.data.Dataset):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         index = torch.as_tensor(rows)
         return self.tokens.batch(self.token_rows[index]) | {"labels": self.labels[index]}
-
-
-class EpochStrands(TrainerCallback):
-    """Tells the dataset which epoch begins, also after a restart in its middle."""
-
-    def __init__(self, dataset: TokenDataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))
 
 
 def as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
