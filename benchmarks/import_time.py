@@ -8,13 +8,15 @@ with 1 where the demand is missed.
 
 import json
 import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+import torch
+
+from benchmarks.surroundings import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "import_time.json"
@@ -22,7 +24,6 @@ REPEATS = 7
 LIMIT_SECONDS = 0.5
 BASELINE = "from transformers import AutoModel, AutoTokenizer, PreTrainedModel"
 SECOND_IMPORT = {"transformers": "pass", "genesplice_hf": "import genesplice_hf"}
-LIBRARIES = ("genesplice-hf", "transformers", "torch", "peft", "tokenizers", "huggingface_hub", "numpy")
 # The clock starts inside the interpreter: its own start-up is nobody's import.
 _TIMED = """
 import time
@@ -73,25 +74,6 @@ def summary(times: dict[str, list[Timing]]) -> dict[str, float]:
     }
 
 
-def installed(library: str) -> str | None:
-    """The version of an installed distribution, or None."""
-    try:
-        return version(library)
-    except ImportError:
-        return None
-
-
-def environment() -> dict[str, object]:
-    """Versions and hardware, so that a number can be judged later."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "versions": {library: installed(library) for library in LIBRARIES},
-    }
-
-
 def main() -> int:
     """Measures, prints, writes the JSON; the exit code says whether the demand is met."""
     times = measure(REPEATS)
@@ -102,7 +84,12 @@ def main() -> int:
     print(f"  added, round by round       {result['added_seconds']:6.2f} s   demanded < {LIMIT_SECONDS} s")
     print(f"  added, in the same process  {result['added_in_process_seconds']:6.2f} s")
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({**result, "rounds": times, "environment": environment()}, indent=2) + "\n")
+    RESULT.write_text(
+        json.dumps(
+            {**result, "rounds": times, "environment": environment(seed=0, threads=torch.get_num_threads())}, indent=2
+        )
+        + "\n"
+    )
     return int(result["added_seconds"] >= LIMIT_SECONDS)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 
@@ -18,7 +19,7 @@ def environment(seed: int, threads: int) -> dict[str, Any]:
     """Seed, versions, hardware and how busy the machine was."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    versions = {module.__name__: module.__version__ for module in (np, torch, transformers)}
+    versions = {module.__name__: module.__version__ for module in (np, tokenizers, torch, transformers)}
     return {
         "seed": seed,
         "versions": versions | {"python": platform.python_version(), "genesplice_hf": __version__},

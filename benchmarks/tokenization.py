@@ -11,19 +11,16 @@ import argparse
 import functools
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
-import tokenizers
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer
@@ -31,6 +28,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import BertTokenizer, EsmTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
+from benchmarks.surroundings import environment
 from genesplice_hf.tokenization.tokenization_kmer import KmerTokenizer
 from genesplice_hf.tokenization.tokenization_nucleotide import NucleotideTokenizer
 from genesplice_hf.tokenization.vocabularies import KMER_PRESETS, NUCLEOTIDE_PRESETS
@@ -215,18 +213,6 @@ def construction(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def environment() -> dict[str, Any]:
-    """Returns seed, versions and hardware."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    versions = {m.__name__: m.__version__ for m in (np, torch, transformers, tokenizers)}
-    return {
-        "seed": SEED, "versions": versions | {"python": platform.python_version()},
-        "cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(), "threads": 1,
-        "load_average": os.getloadavg(), "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }  # fmt: skip
-
-
 def main() -> None:
     """Runs all cases, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -246,7 +232,7 @@ def main() -> None:
     slowest = max(built, key=lambda row: row["milliseconds"])
     print(f"slowest construction: {slowest['preset']} {slowest['milliseconds']} ms (< 10)")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    report = {"environment": environment(), "cases": rows, "construction": built}
+    report = {"environment": environment(SEED, threads=1), "cases": rows, "construction": built}
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     missed = [row["case"] for row in rows if not row["passed"]]
     print("all ratios met" if not missed else f"missed: {missed}")
