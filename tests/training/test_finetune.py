@@ -117,7 +117,7 @@ def test_resume_after_a_kill_equals_the_uninterrupted_run(tmp_path, tiny_folder,
     # Fresh: a fork of a process in which libraries have started threads may wait for them for ever.
     child = get_context("spawn").Process(target=run, args=arguments, kwargs={"callbacks": [KillAt(14)]})
     child.start()
-    child.join(60)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "cut" / "metrics.json").exists()
     # A checkpoint that the kill cut short must not be taken.

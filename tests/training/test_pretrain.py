@@ -162,7 +162,7 @@ def test_resume_after_a_kill_equals_the_uninterrupted_run(options, genomes, tmp_
     # Fresh: a fork of a process in which libraries have started threads may wait for them for ever.
     child = get_context("spawn").Process(target=run, args=cut, kwargs={"callbacks": [KillAt(12)]})
     child.start()
-    child.join(60)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "cut" / "metrics.json").exists()
     torn = tmp_path / "cut" / "checkpoint-12"
