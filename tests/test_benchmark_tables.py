@@ -23,7 +23,14 @@ def test_every_row_of_every_file_is_shown():
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(1048576.0, "1,048,576"), (16.94, "16.9"), (9.414, "9.41"), (3e-7, "3.0e-07"), (0.0, "0.00"), (None, "no memory")],
+    [
+        (1048576.0, "1,048,576"),
+        (16.94, "16.9"),
+        (9.414, "9.41"),
+        (3e-7, "3.0e-07"),
+        (0.0, "0.00"),
+        (None, "no memory"),
+    ],
 )
 def test_three_figures_or_a_reason(value, expected):
     assert shown(Row("row", value, "", "no memory")) == expected

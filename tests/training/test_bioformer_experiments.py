@@ -360,10 +360,15 @@ def test_an_experiment_leaves_runs_table_plot_and_card(finished):
     assert float(table["plain d16 N2"]["test_mse"]) == pytest.approx(runs[1]["test"]["mse_bin"])
     card = (folder / "cards" / "bioformer.md").read_text()
     assert f"{runs[2]['test']['mse_bin']:.1f} ± nan" in card and "BioFormer d16 N2 against plain d16 N2" in card
-    assert card.index("## Experiments") < card.index("### On pbmc68k_reduced") < card.index("## Licence")
+    assert card.index("## Experiments") < card.index("test cells") < card.index("## Licence")
+    assert "lower error than the gene mean: none; higher: all 3" in card
     assert (folder / "cards" / "bioformer-pbmc68k_reduced.png").stat().st_size > 10_000
     assert report["baselines"]["gene mean"]["test"]["mse_bin"] > 0
-    assert str(folder) not in (folder / "cards" / "bioformer-pbmc68k_reduced.json").read_text()
+    assert report["baselines"]["row mean"]["valid_mse"] > 0
+    stored = (folder / "cards" / "bioformer-pbmc68k_reduced.json").read_text()
+    assert str(folder) not in stored
+    gap = json.loads(stored)["differences"]["same_attention"][0]
+    assert gap["mean"] == pytest.approx(runs[2]["test"]["mse_bin"] - runs[0]["test"]["mse_bin"], abs=1e-4)
 
 
 def test_finished_runs_are_kept_and_a_torn_line_is_run_again(finished, monkeypatch):

@@ -3,7 +3,8 @@
 Five questions, each a handful of small models that are trained on the same cells, genes, masks and steps: at equal
 parameters, at equal attention, ablated, with more layers, and with knowledge of genes against shuffled controls.
 `out` then holds `runs.jsonl` (one line per model and seed), `models.csv`, `metrics.json`; `cards_dir` holds
-`bioformer-DATA.json` and `.png`, and the section of `bioformer.md` that says what came out.
+`bioformer-NAME.json` and `.png`, and says what came out: of the default data in `bioformer.md`, else in
+`bioformer-NAME.md`.
 A run that was interrupted goes on: give the same command again.
 """
 
@@ -63,6 +64,7 @@ class ExperimentSettings:
         default_factory=lambda: [3e-4, 1e-3, 3e-3], metadata={"help": "Tried for every model with its first seed."}
     )
     device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "auto: an accelerator where one is."})
+    name: str | None = field(default=None, metadata={"help": "Name in the cards; that of the data."})
     out: str = field(default="runs/bioformer", metadata={"help": "Folder of the runs."})
     cards_dir: str = field(default="model_cards", metadata={"help": "Folder of table, plot and text."})
 
@@ -87,12 +89,12 @@ class ExperimentSettings:
 
     @property
     def label(self) -> str:
-        """Short name of the data, for files."""
-        return re.sub(r"(\.h5ad|\.txt|\.tsv|\.csv|\.gz)+$", "", Path(self.data).name)
+        """Short name of the run, for files."""
+        return self.name or re.sub(r"(\.h5ad|\.txt|\.tsv|\.csv|\.gz)+$", "", Path(self.data).name)
 
 
 # Seeds and questions may be added later; none of these changes a number that is there.
-_FREE = ("experiment", "seeds", "device", "out", "cards_dir")
+_FREE = ("experiment", "seeds", "device", "name", "out", "cards_dir")
 _FILES = ("data", "edges", "pathways")
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from training.experiments.bioformer_data import DEFAULT_DATA
 from training.experiments.paired import Difference, adjusted, interval, paired_difference
 from training.reports import metrics_table, print_table, write_json
 
 Report = Mapping[str, Any]
 CARD = "bioformer.md"
-# Shares of the row mean's error whose first crossing is reported.
+# Shares of the row mean's validation error whose first crossing is reported.
 LEVELS = (1.0, 0.9, 0.8)
 _BEFORE = "## Licence"
 _SHARE = 0.05
@@ -44,7 +45,10 @@ def rows_of(report: Report, models: Sequence[str]) -> Iterator[dict[str, Any]]:
             "r2_row_mean": float(np.mean([run["test"]["r2_row_mean"] for run in runs])),
             "mre": float(np.mean([run["test"]["mre"] for run in runs])),
             "pearson_cell": float(np.mean([run["test"]["pearson_cell"] for run in runs])),
-            **{f"steps_to_{level:g}": steps_to(runs, level * _row_mean(report)) for level in LEVELS},
+            **{
+                f"steps_to_{level:g}": steps_to(runs, level * report["baselines"]["row mean"]["valid_mse"])
+                for level in LEVELS
+            },
             "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in runs])),
             "saved_mib": runs[0]["saved_mib"],
             "seeds": len(runs),
@@ -56,10 +60,6 @@ def steps_to(runs: Sequence[Mapping[str, Any]], level: float) -> float:
     seeds never reach it."""
     first = [next((step for step, error in run["history"] if error <= level), math.inf) for run in runs]
     return float(np.median(first))
-
-
-def _row_mean(report: Report) -> float:
-    return report["baselines"]["row mean"]["test"]["mse_bin"]
 
 
 def differences(report: Report, name: str) -> list[tuple[str, str, Difference, float]]:
@@ -102,14 +102,39 @@ def print_report(report: Report) -> None:
 
 
 def write_card(report: Report, folder: Path) -> None:
-    """`bioformer-DATA.json` and `.png`, and the section of this data in `bioformer.md`."""
-    name = f"bioformer-{report['data']['name']}"
+    """`bioformer-NAME.json`, `.png`, and the page: a section of `bioformer.md`, or `bioformer-NAME.md`."""
+    label = report["data"]["name"]
+    name = f"bioformer-{label}"
     settings = {key: value for key, value in report["settings"].items() if key not in _LOCAL}
-    write_json(folder / f"{name}.json", {**report, "settings": settings})
+    write_json(folder / f"{name}.json", without_cells(report) | {"settings": settings})
     plot(report, folder / f"{name}.png")
+    if label != DEFAULT_DATA:
+        (folder / f"{name}.md").write_text(f"# BioFormer: {label}\n\n{section(report)}\n", encoding="utf-8")
+        return
     place = folder / CARD
     text = place.read_text(encoding="utf-8") if place.is_file() else f"# bioformer\n\n{_BEFORE}\n"
-    place.write_text(with_section(text, report["data"]["name"], section(report)), encoding="utf-8")
+    place.write_text(with_section(text, label, section(report)), encoding="utf-8")
+
+
+def without_cells(report: Report) -> dict[str, Any]:
+    """The report with the differences that were found, in place of every cell's errors."""
+
+    def shortened(run: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in run.items() if not key.startswith("cell_")}
+
+    found = {
+        name: [
+            {"model": model, "reference": reference, **difference._asdict(), "false_discovery_rate": rate}
+            for model, reference, difference, rate in differences(report, name)
+        ]
+        for name in report["experiments"]
+    }
+    return {
+        **report,
+        "runs": [shortened(run) for run in report["runs"]],
+        "baselines": {name: shortened(run) for name, run in report["baselines"].items()},
+        "differences": found,
+    }
 
 
 def with_section(card: str, name: str, text: str) -> str:
@@ -153,7 +178,7 @@ def _panel(axes: Axes, report: Report, models: Sequence[str]) -> None:
 def section(report: Report) -> str:
     """What was done, the tables, and what they show."""
     name = report["data"]["name"]
-    parts = [f"### On {name}", _set_up(report), _baseline_table(report)]
+    parts = [_set_up(report), _baseline_table(report), _against_baselines(report)]
     for key, each in report["experiments"].items():
         parts += [f"**{each['question']}** (`{key}`)", _table(report, each["models"]), _reading(report, key)]
     parts += [f"![Test errors](bioformer-{name}.png)", _cannot(report)]
@@ -186,6 +211,33 @@ def _baseline_table(report: Report) -> str:
             f"{_number(test['pearson_cell'], 3)} |"
         )
     return "\n".join(lines)
+
+
+def _against_baselines(report: Report) -> str:
+    """Which models are better or worse than which baseline, beyond chance."""
+    lines = ["Of all models (rates of false discovery over all models of a line):", ""]
+    for name, of in report["baselines"].items():
+        found = {}
+        for model in all_models(report):
+            runs = runs_of(report, model)
+            squares = np.array([run["cell_squares"] for run in runs])
+            if runs[0]["ties"] == "mid":
+                found[model] = paired_difference(squares, np.array(of["cell_squares"]), np.array(of["cell_counts"]))
+        rates = dict(zip(found, adjusted([difference.p for difference in found.values()]), strict=True))
+        lower, higher = ([model for model, gap in found.items() if rates[model] <= _SHARE and sign * gap.mean > 0]
+                         for sign in (-1, 1))  # fmt: skip
+        lines.append(
+            f"- lower error than the {name}: {_listed(lower, list(found))}; higher: {_listed(higher, list(found))}"
+        )
+    return "\n".join(lines)
+
+
+def _listed(models: Sequence[str], of: Sequence[str]) -> str:
+    """Names, or the few that are missing."""
+    others = [model for model in of if model not in models]
+    if not models or len(others) > len(models):
+        return ", ".join(models) or "none"
+    return "all" + (f" but {', '.join(others)}" if others else f" {len(of)}")
 
 
 def _table(report: Report, models: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ PAIR_OFF = {"use_pair_bias": False, "use_opm": False, "use_gating": False}
 # What a parameter belongs to, by a part of its name; the first that fits.
 PARTS = (
     ("pair", ("pair_bias", "opm", "pair_embedding", "pair_transition")),
-    ("knowledge", (".knowledge.", ".pathways.")),
+    ("knowledge", (".knowledge.", ".pathways.", ".graph_bias.")),
     ("attention", (".attention.",)),
     ("mlp", (".mlp.", ".norm1.", ".norm2.")),
     ("embedding", ("embeddings",)),
@@ -270,14 +270,16 @@ def graph_models(width: int, task: ExpressionTask) -> Iterator[tuple[Candidate, 
     """GeneGraphs with knowledge, each beside one with other knowledge or none."""
     shape = _shape(width, 2) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "graph_dropout": 0.0}
     graph = {"use_graph_encoder": True, "graph_hidden_size": width, "graph_num_heads": HEADS}
+    bias = {"use_graph_encoder": False, "graph_attention_mode": "bias"}
 
     def model(name: str, knowledge: str | None, fields: dict[str, Any]) -> Candidate:
         return Candidate(f"GeneGraph, {name}", "genesplice_genegraph", shape | fields, knowledge=knowledge)
 
     none = model("no knowledge", None, {"use_graph_encoder": False})
-    edges = model("edges", "edges", graph)
-    yield edges, none
-    yield edges, model("shuffled edges", "shuffled edges", graph)
+    for how, fields in (("edges", graph), ("edges in attention", bias)):
+        told = model(how, "edges", fields)
+        yield told, none
+        yield told, model(f"shuffled {how}", "shuffled edges", fields)
     if task.knowledge.pathways:
         tokens = {"use_graph_encoder": False, "use_pathway_tokens": True}
         pathways = model("pathways", "pathways", tokens)
