@@ -1,15 +1,17 @@
 """Expression models: what a pair representation costs beside its formulas written down, on a CPU.
 
-Three groups: `literal` (blocks of BioFormer beside the literal form with the same weights, which makes every product
-of channels for every pair of genes), `long` (cells of 1,200 genes, where the literal form needs tens of GB, and the
-exact form without z), `prior` (finding the edges between a cell's genes). All are forward and backward passes of two
-blocks of width 256 over one cell in float32. Every cell of the measurement runs alone in a fresh process with a fixed
-number of threads: CPU time (`time.process_time`, minimum of 3 calls, of 1 for the literal form) and growth of the peak
-resident memory during the first call. The table holds ratios and sizes; demanded ones pass or fail, and one failure
-makes the exit status 1. Results go to benchmarks/results/expression.json, group by group.
+Five groups: `literal` (blocks of BioFormer beside the literal form with the same weights, which makes every product of
+channels for every pair of genes), `long` (cells of 1,200 genes, where the literal form needs tens of GB, and the exact
+form without z), `prior` (finding the edges between a cell's genes), `graph` (genes enriched by GATv2 over the graph of
+a vocabulary, forward, and what evaluation keeps of it), `tokens` (cells of an AnnData to bins and ids; its speed is a
+target, not a demand). The first two are forward and backward passes of two blocks of width 256 over one cell in
+float32. Every cell of the measurement runs alone in a fresh process with a fixed number of threads: CPU time
+(`time.process_time`, minimum of 3 calls, of 1 for the literal form) and growth of the peak resident memory during the
+first call. The table holds ratios and sizes; demanded ones pass or fail, and one failure makes the exit status 1.
+Results go to benchmarks/results/expression.json, group by group.
 
-Run: `python -m benchmarks.expression [--only literal long prior] [--threads 1]`; `--quick` runs the same cells at toy
-sizes in one process, to see that they run, and judges nothing. One cell alone:
+Run: `python -m benchmarks.expression [--only literal long prior graph tokens] [--threads 1]`; `--quick` runs the same
+cells at toy sizes in one process, to see that they run, and judges nothing. One cell alone:
 `--cell train --options '{"form": "full", "genes": 512, "channels": 32}'`.
 """
 

@@ -1,22 +1,31 @@
 """The cells of `benchmarks.expression`: each builds blocks, measures one thing, and returns its numbers.
 
-Forward and backward passes of two blocks of width 256 on one cell in float32, z (and its channels c) as wide as the
-outer product, from a z of zeros. A cell runs alone in a fresh process.
+Most are forward and backward passes of two blocks of width 256 on one cell in float32, z (and its channels c) as wide
+as the outer product, from a z of zeros. A cell runs alone in a fresh process.
 
-Shapes: B cells, r genes of a cell, E hidden size, C channels of z.
+Shapes: B cells, r genes of a cell, E hidden size, C channels of z, V genes of a vocabulary.
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import anndata
+import numpy as np
 import torch
+from scipy import sparse
 
 from benchmarks.expression_literal import LiteralBlock, run_literal
 from benchmarks.measuring import fastest, measure
+from genesplice_hf.data.expression_settings import ExpressionSettings
+from genesplice_hf.data.h5ad import GeneExpressionProcessor
 from genesplice_hf.layers.expression_block import ExpressionEncoder, expression_context
 from genesplice_hf.layers.gene_prior import GenePrior
 from genesplice_hf.models.bioformer.configuration_bioformer import BioFormerConfig
+from genesplice_hf.models.genegraph.configuration_genegraph import GeneGraphConfig
+from genesplice_hf.models.genegraph.modeling_genegraph_base import GeneGraphModel
+from genesplice_hf.tokenization.tokenization_gene import GeneTokenizer
 
 WIDTH, HEADS = 256, 8
 REPEATS = 3
@@ -129,6 +138,63 @@ def nested_lookup(genes: int) -> dict[str, float]:
     return {"cpu_seconds": time.process_time() - start, "edges": float(sum(map(sum, found)))}
 
 
+def enrich(form: str, genes: int, edges: int, repeats: int = REPEATS) -> dict[str, Any]:
+    """Two layers of GATv2 over the graph of a vocabulary: the "encoder" alone, or twice in a "model" in evaluation."""
+    found = graph_model(genes, edges).eval()
+    graph = found.knowledge.graph
+    with torch.no_grad():
+        if form == "encoder":
+            x_VE, tables = found.embeddings.gene.weight[:genes], found._graph.edges(torch.device("cpu"))
+            return measure(lambda: graph(x_VE, *tables), lambda: graph(x_VE[:WARM_UP_GENES], *few_edges()), repeats)
+        runs: list[int] = []
+        graph.register_forward_hook(lambda *given: runs.append(1))
+        ids = torch.arange(2, 2 + min(WARM_UP_GENES, genes - 2))[None]
+        numbers: dict[str, Any] = {}
+        for name in ("first", "second"):
+            runs.clear()
+            start = time.process_time()
+            found(input_ids=ids, values=torch.ones(ids.shape))
+            numbers |= {f"{name}_cpu_seconds": time.process_time() - start, f"{name}_runs": len(runs)}
+    return numbers
+
+
+def graph_model(genes: int, edges: int) -> GeneGraphModel:
+    """A GeneGraph of one block whose graph encoder has two layers, with random edges of two channels."""
+    torch.manual_seed(0)
+    found = GeneGraphModel(
+        GeneGraphConfig(
+            vocab_size=genes, pad_token_id=0, cls_token_id=1, hidden_size=WIDTH, num_attention_heads=HEADS,
+            num_hidden_layers=1, graph_hidden_size=WIDTH, graph_num_layers=2,
+        )
+    )  # fmt: skip
+    found.set_gene_graph(GenePrior(*torch.randint(2, genes, (2, edges)), torch.randint(2, (edges, 2)), genes))
+    return found
+
+
+def few_edges() -> tuple[torch.Tensor, torch.Tensor]:
+    """A ring of the genes of a warm-up."""
+    nodes = torch.arange(WARM_UP_GENES)
+    return torch.stack([nodes, nodes.roll(1)]), torch.ones(WARM_UP_GENES, 2)
+
+
+def tokenise(cells: int, genes: int, repeats: int = REPEATS) -> dict[str, Any]:
+    """Counts of cells that express so many genes (of ten times as many) to bins and ids, by a fitted processor."""
+    random = np.random.default_rng(0)
+    names = [f"G{number}" for number in range(10 * genes)]
+    places = np.concatenate([np.sort(random.choice(len(names), genes, replace=False)) for _ in range(cells)])
+    counts = (random.poisson(random.gamma(0.5, 4.0, len(places))) + 1).astype(np.float32)
+    matrix = sparse.csr_matrix((counts, places, np.arange(cells + 1) * genes), shape=(cells, len(names)))
+    adata = anndata.AnnData(matrix)
+    adata.var_names = names
+    processor = GeneExpressionProcessor(GeneTokenizer(genes=names), ExpressionSettings(min_gene_counts=0)).fit(adata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        processor(adata[:2])
+        times = fastest({"call": lambda: processor(adata)}, repeats)
+    seconds = times["call_cpu_seconds"]
+    return {"cpu_seconds": seconds, "cells_per_second": cells / seconds, "repeats": repeats}
+
+
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (train, agree, lookup, nested_lookup)
+    function.__name__: function for function in (train, agree, lookup, nested_lookup, enrich, tokenise)
 }

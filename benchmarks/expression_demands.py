@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from benchmarks.long_context_demands import Cell, Judged, Outcomes, judge
 
-GROUPS = ("literal", "long", "prior")
+GROUPS = ("literal", "long", "prior", "graph", "tokens")
 GIB = 1024
 AGREEMENT = 1e-4
 
@@ -17,6 +17,7 @@ class Sizes(NamedTuple):
         short, middle: where the literal form is compared. long: where it cannot run. narrow, wide: channels.
         agreement: genes at which outputs are compared. depth: blocks of the deep comparison.
         lookup: cells and genes of the look-up. nested: genes of its loop.
+        graph: genes and edges of the graph. cells: cells to tokenise, and the genes that each expresses.
     """
 
     short: int = 256
@@ -28,10 +29,13 @@ class Sizes(NamedTuple):
     depth: int = 8
     lookup: tuple[int, int] = (4, 1_200)
     nested: int = 300
+    graph: tuple[int, int] = (20_000, 20_000)
+    cells: tuple[int, int] = (1_000, 2_000)
 
 
 SIZES = Sizes()
-QUICK = Sizes(short=24, middle=32, long=48, narrow=4, wide=8, agreement=12, depth=3, lookup=(2, 40), nested=20)
+QUICK = Sizes(short=24, middle=32, long=48, narrow=4, wide=8, agreement=12, depth=3, lookup=(2, 40), nested=20,
+              graph=(60, 50), cells=(6, 30))  # fmt: skip
 
 
 def cells_of(group: str, sizes: Sizes) -> list[Cell]:
@@ -46,6 +50,12 @@ def cells_of(group: str, sizes: Sizes) -> list[Cell]:
         cells += [_train(form, sizes.long, sizes.wide) for form in ("full", "factorized")]
         cells += [_train(form, sizes.long, sizes.narrow) for form in ("no_norm", "factorized")]
         return cells + [_train(form, sizes.middle, sizes.narrow, sizes.depth) for form in ("no_norm", "factorized")]
+    if group == "graph":
+        genes, edges = sizes.graph
+        return [Cell(form, "enrich", {"form": form, "genes": genes, "edges": edges}) for form in ("encoder", "model")]
+    if group == "tokens":
+        cells_, genes = sizes.cells
+        return [Cell("tokens", "tokenise", {"cells": cells_, "genes": genes})]
     cells_, genes = sizes.lookup
     return [
         Cell("lookup", "lookup", {"cells": cells_, "genes": genes}),
@@ -67,7 +77,14 @@ def _train(form: str, genes: int, channels: int, layers: int = 2) -> Cell:
 
 def rows_of(group: str, sizes: Sizes, found: Outcomes) -> list[Judged]:
     """The judged lines of a group."""
-    return {"literal": _literal_rows, "long": _long_rows, "prior": _prior_rows}[group](sizes, found)
+    rows = {
+        "literal": _literal_rows,
+        "long": _long_rows,
+        "prior": _prior_rows,
+        "graph": _graph_rows,
+        "tokens": _token_rows,
+    }
+    return rows[group](sizes, found)
 
 
 def _literal_rows(sizes: Sizes, found: Outcomes) -> list[Judged]:
@@ -128,6 +145,31 @@ def _prior_rows(sizes: Sizes, found: Outcomes) -> list[Judged]:
             f"a loop over pairs in a dict (from {sizes.nested} genes) / ours",
             lambda: found.ratio("nested loop", "lookup", "cpu_seconds") * scale,
         ),
+    ]
+
+
+def _graph_rows(sizes: Sizes, found: Outcomes) -> list[Judged]:
+    title = "{:,} genes, {:,} edges".format(*sizes.graph)
+    return [
+        judge(f"{title}: CPU seconds", lambda: found.figure("encoder", "cpu_seconds"), at_most=1),
+        judge(
+            f"{title}: runs of the encoder in a second pass of evaluation",
+            lambda: found.figure("model", "second_runs"),
+            at_most=0,
+        ),
+        judge(
+            f"{title}: first pass of evaluation / second, CPU time",
+            lambda: found.figure("model", "first_cpu_seconds") / found.figure("model", "second_cpu_seconds"),
+        ),
+    ]
+
+
+def _token_rows(sizes: Sizes, found: Outcomes) -> list[Judged]:
+    return [
+        judge(
+            f"cells of {sizes.cells[1]:,} genes to bins and ids, cells/s per core (target 2,000)",
+            lambda: found.figure("tokens", "cells_per_second"),
+        )
     ]
 
 

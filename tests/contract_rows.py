@@ -457,6 +457,8 @@ CONTRADICTIONS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"graph_num_heads": 3}, "graph_num_heads"),
         ({"graph_edge_channels": 0}, "graph_edge_channels"),
         ({"link_prediction_weight": -1.0}, "link_prediction_weight"),
+        ({"pathway_contrastive_weight": -1.0}, "pathway_contrastive_weight"),
+        ({"pathway_contrastive_weight": 0.1}, "`pathway_contrastive_weight` needs `num_pathways`"),
         ({"graph_attention_mode": "masked", "cls_token_id": None}, "cls_token_id"),
         ({"num_pathways": -1}, "num_pathways"),
         ({"use_pathway_tokens": True}, "num_pathways"),

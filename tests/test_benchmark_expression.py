@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from benchmarks import expression
-from benchmarks.expression_cells import EDGES, KINDS, agree, encoder, nested_lookup, step
+from benchmarks.expression_cells import (
+    EDGES,
+    KINDS,
+    agree,
+    encoder,
+    enrich,
+    graph_model,
+    nested_lookup,
+    step,
+    tokenise,
+)
 from benchmarks.expression_demands import GROUPS, QUICK, SIZES, cells_of, name_of, rows_of
 from benchmarks.expression_literal import LiteralBlock
 from benchmarks.long_context_demands import Judged, Outcomes
@@ -57,6 +67,23 @@ def test_the_loop_finds_what_a_table_holds() -> None:
     assert found["edges"] <= EDGES and set(found) == {"cpu_seconds", "edges"}
 
 
+def test_evaluation_runs_the_graph_encoder_once() -> None:
+    found = enrich("model", 40, 30)
+    assert (found["first_runs"], found["second_runs"]) == (1, 0)
+    model = graph_model(40, 30).train()
+    runs: list[int] = []
+    model.knowledge.graph.register_forward_hook(lambda *given: runs.append(1))
+    for _ in range(2):
+        model(input_ids=torch.arange(2, 9)[None])
+    assert len(runs) == 2
+
+
+def test_the_speed_of_cells_is_a_target_and_no_demand() -> None:
+    assert tokenise(4, 20, repeats=1)["cells_per_second"] > 0
+    (row,) = rows_of("tokens", SIZES, passing("tokens"))
+    assert row.passed is None and "target 2,000" in row.name
+
+
 @pytest.mark.parametrize("sizes", [SIZES, QUICK], ids=["full", "quick"])
 def test_every_planned_cell_can_be_called(sizes) -> None:
     for group in GROUPS:
@@ -76,6 +103,10 @@ def passing(group: str) -> Outcomes:
             "growth_mib": 100.0 * slow,
             "literal_full": 1e-6,
             "full_factorized": 1e-6,
+            "first_cpu_seconds": 1.0,
+            "second_cpu_seconds": 0.1,
+            "second_runs": 0,
+            "cells_per_second": 10.0,
         }
     return found
 
@@ -98,6 +129,8 @@ SPOILERS = [
     ("long", name_of("factorized", 1200, 32), "cpu_seconds", 0.51, "<= 0.5"),
     ("long", name_of("factorized", 1200, 32), "growth_mib", 101.0, "<= 0.5"),
     ("prior", "lookup", "cpu_seconds", 0.51, "<= 0.5"),
+    ("graph", "encoder", "cpu_seconds", 1.01, "<= 1"),
+    ("graph", "model", "second_runs", 1, "<= 0"),
 ]
 
 

@@ -31,5 +31,5 @@ def give_tables(model: Any) -> None:
     if config.gene_feature_size:
         generator = torch.Generator().manual_seed(2)
         model.set_gene_features(torch.randn(config.vocab_size, config.gene_feature_size, generator=generator))
-    if config.use_pathway_tokens:
+    if config.uses_pathways:
         model.set_pathways(*tiny_members(config.vocab_size, config.num_pathways, config.num_pathway_genes))

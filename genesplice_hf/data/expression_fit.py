@@ -3,7 +3,7 @@
 C cells of a chunk, G genes of the data, M genes after columns of one gene were added up, K kept ones.
 """
 
-import importlib.util
+import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +26,8 @@ class FitReport:
         num_cells, num_empty_cells: training cells, and those of them without any count.
         num_genes, num_matched: columns of the data, and those that the vocabulary knows.
         num_silent_genes, num_rare_genes: matched genes without a count, and with fewer than `min_gene_counts`.
+        variable_genes_flavor: how `num_variable_genes` were chosen, "seurat_v3" or "seurat" (see `variable_genes`);
+            None where all genes are kept.
         unmatched, aliases, duplicates: see `GeneMatch`; counts of duplicates are added up.
     """
 
@@ -35,6 +37,7 @@ class FitReport:
     num_matched: int
     num_silent_genes: int
     num_rare_genes: int
+    variable_genes_flavor: str | None = None
     unmatched: list[str] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     duplicates: dict[str, list[str]] = field(default_factory=dict)
@@ -130,35 +133,43 @@ def final_values(
 
 def variable_genes(
     matrix: CellMatrix, cells: np.ndarray, merge: sparse.csr_matrix, kept: np.ndarray, settings: ExpressionSettings
-) -> np.ndarray:
-    """The most variable of the kept genes (places among M), by scanpy.
+) -> tuple[np.ndarray, str]:
+    """The most variable of the kept genes (places among M), by scanpy, and the flavour that chose them.
 
-    Flavour "seurat_v3" on counts where scikit-misc is installed (it fits the trend), else "seurat" on final values.
+    "seurat_v3" reads counts, "seurat" logs; see `ExpressionSettings.variable_genes_flavor`.
+
+    Raises:
+        DataError: the trend of so few genes cannot be fitted, or scikit-misc is asked for and absent.
     """
     import anndata
     import scanpy
 
     wanted = min(settings.num_variable_genes or 0, len(kept))
-    by_counts = importlib.util.find_spec("skmisc") is not None
+    flavor = _flavor(settings)
     parts = [
         sparse.csr_matrix(counts @ merge[:, kept])
-        if by_counts
-        else final_values(matrix, rows, counts, merge[:, kept], settings)
+        if flavor == "seurat_v3"
+        else _logs(matrix, rows, counts, merge[:, kept], settings)
         for rows, counts in matrix.chunks(cells)
     ]
     training = anndata.AnnData(sparse.vstack(parts, format="csr"))
-    if not by_counts:
-        # Seurat's flavour compares with what it finds in this note whether logs are natural ones.
+    if flavor == "seurat":
+        # This flavour reads from the note that logs are natural ones.
         training.uns["log1p"] = {"base": None}
-    with _threads_of_torch_kept():
-        flavor = "seurat_v3" if by_counts else "seurat"
-        scanpy.pp.highly_variable_genes(training, n_top_genes=wanted, flavor=flavor)
+    try:
+        with _threads_of_torch_kept():
+            scanpy.pp.highly_variable_genes(training, n_top_genes=wanted, flavor=flavor)
+    except ValueError as error:
+        raise DataError(
+            f"`num_variable_genes` ({settings.num_variable_genes}) cannot be chosen from {len(kept)} genes in "
+            f"{len(cells)} cells by scanpy's flavour {flavor!r}: {error}; keep all of them (None)."
+        ) from error
     chosen = np.flatnonzero(training.var["highly_variable"].to_numpy())
     if len(chosen) > wanted:
         # A tie at the end of the list takes all that share it.
         scores = np.nan_to_num(training.var["dispersions_norm"].to_numpy()[chosen], nan=-np.inf)
         chosen = np.sort(chosen[np.argsort(-scores, kind="stable")[:wanted]])
-    return kept[chosen]
+    return kept[chosen], flavor
 
 
 def gene_variances(
@@ -171,6 +182,40 @@ def gene_variances(
         total += np.asarray(values.sum(axis=0)).ravel()
         squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
     return np.maximum(squares / len(cells) - (total / len(cells)) ** 2, 0.0)
+
+
+def _flavor(settings: ExpressionSettings) -> str:
+    """The flavour that was asked for; "auto" takes the one that counts allow, where its trend can be fitted."""
+    asked = settings.variable_genes_flavor
+    if asked == "seurat" or (asked == "auto" and not _fits_trends()):
+        return "seurat"
+    if not _fits_trends():
+        raise DataError("`variable_genes_flavor` 'seurat_v3' needs scikit-misc; install it, or take 'seurat'.")
+    return "seurat_v3"
+
+
+def _fits_trends() -> bool:
+    """Whether scikit-misc is there: an installed one that does not load counts as none."""
+    try:
+        importlib.import_module("skmisc.loess")
+    except ImportError:
+        return False
+    return True
+
+
+def _logs(
+    matrix: CellMatrix,
+    rows: np.ndarray,
+    counts: sparse.csr_matrix,
+    merge: sparse.csr_matrix,
+    settings: ExpressionSettings,
+) -> sparse.csr_matrix:
+    """(C, K) log(1 + scaled counts), whatever the final values are; a matrix that is neither scaled nor logged by the
+    settings is taken for logs."""
+    values = sparse.csr_matrix(normalized(matrix, rows, counts, settings) @ merge)
+    if settings.log1p or settings.target_sum is not None:
+        values.data = np.log1p(values.data)
+    return values
 
 
 def _scaled(counts: sparse.csr_matrix, target_sum: float) -> sparse.csr_matrix:

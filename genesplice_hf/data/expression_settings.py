@@ -21,6 +21,8 @@ class ExpressionSettings:
         min_gene_counts: genes with fewer counts in all training cells are left out; 0 = keep all.
         min_cell_genes: cells with fewer expressed genes are left out; 0 = keep all.
         num_variable_genes: keep so many most variable genes of the training cells; None = all.
+        variable_genes_flavor: scanpy's rule for them: "seurat_v3" on counts (needs scikit-misc), "seurat" on logs, or
+            "auto": the former where scikit-misc is installed. The fitted state says which was taken.
         target_sum: every cell is scaled to so many counts; None = not at all.
         size_factor_key: column of `obs` with each cell's counts, for panels that hold a part of them; None = the
             counts in the matrix, of all its genes.
@@ -44,6 +46,7 @@ class ExpressionSettings:
     min_gene_counts: int = 3
     min_cell_genes: int = 0
     num_variable_genes: int | None = None
+    variable_genes_flavor: Literal["auto", "seurat", "seurat_v3"] = "auto"
     target_sum: float | None = 1e4
     size_factor_key: str | None = None
     log1p: bool = True
@@ -61,6 +64,11 @@ class ExpressionSettings:
         object.__setattr__(self, "obs_columns", tuple(self.obs_columns))
         if self.value not in ("bin", "log1p", "rank", "counts"):
             raise DataError(f"`value` must be 'bin', 'log1p', 'rank' or 'counts', got {self.value!r}.")
+        if self.variable_genes_flavor not in ("auto", "seurat", "seurat_v3"):
+            raise DataError(
+                "`variable_genes_flavor` must be 'auto', 'seurat' or 'seurat_v3', got "
+                f"{self.variable_genes_flavor!r}."
+            )
         if self.tie_break not in TIE_BREAKS:
             raise DataError(f"`tie_break` must be one of {', '.join(TIE_BREAKS)}, got {self.tie_break!r}.")
         if self.n_bins < MIN_BINS:

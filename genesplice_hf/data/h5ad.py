@@ -101,9 +101,9 @@ class GeneExpressionProcessor:
                 matrix.warn_unless_counts(matrix.rows(cells[: min(len(cells), 1024)]))
             merge, ids = _merging(match)
             genes = expressed_genes(matrix, cells, merge, settings.min_gene_counts)
-            kept = genes.kept
+            kept, flavor = genes.kept, None
             if settings.num_variable_genes is not None:
-                kept = variable_genes(matrix, cells, merge, kept, settings)
+                kept, flavor = variable_genes(matrix, cells, merge, kept, settings)
             report = FitReport(
                 num_cells=len(cells),
                 num_empty_cells=genes.num_empty_cells,
@@ -111,6 +111,7 @@ class GeneExpressionProcessor:
                 num_matched=int(match.is_matched.sum()),
                 num_silent_genes=genes.num_silent,
                 num_rare_genes=genes.num_rare,
+                variable_genes_flavor=flavor,
                 unmatched=match.unmatched,
                 aliases=match.aliases,
                 duplicates=match.duplicates,

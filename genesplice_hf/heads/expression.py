@@ -214,5 +214,25 @@ def contrastive_cells(first_BE: torch.Tensor, second_BE: torch.Tensor, temperatu
     return mean_over_processes(total, torch.tensor(len(first), device=first.device), gather=True)
 
 
+def contrastive_genes(vectors_mE: torch.Tensor, shared_mm: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """How badly a gene finds those that share a set with it among the others, in nats; 0 where no two share one.
+
+    The mean over genes i of the mean over partners p of -log(exp(s_ip / t) / sum over j != i of exp(s_ij / t)), where
+    s is the cosine (Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, equation 2). Genes without a partner
+    are left out, on both sides: of what they do, the sets say nothing.
+
+    Args:
+        shared_mm: bool, symmetric, False on the diagonal.
+    """
+    has_partner = shared_mm.any(1)
+    shared = shared_mm[has_partner][:, has_partner]
+    with torch.autocast(vectors_mE.device.type, enabled=False):
+        unit = nn.functional.normalize(_wide(vectors_mE[has_partner]), dim=-1)
+        itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+        scores = (unit @ unit.transpose(0, 1) / temperature).masked_fill(itself, -torch.inf).log_softmax(-1)
+        per_gene = scores.masked_fill(~shared, 0.0).sum(1) / shared.sum(1).clamp(min=1)
+        return -per_gene.sum() / max(len(unit), 1)
+
+
 def _wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()

@@ -49,8 +49,8 @@ class MaskedExpressionOutput(ModelOutput):
         zero_logits, mvc_zero_logits: (B, r); sigmoid = probability that the value is above 0.
         cell_embedding: (B, E).
         mvc_logits: (B, r) values from the cell's vector. cls_logits, batch_logits: (B, classes).
-        loss_mse, loss_zero, loss_mvc, loss_mvc_zero, loss_cls, loss_ecs, loss_cce, loss_dab, loss_link: scalars,
-            before their weights; None where the part is off.
+        loss_mse, loss_zero, loss_mvc, loss_mvc_zero, loss_cls, loss_ecs, loss_cce, loss_dab, loss_link,
+            loss_pathway: scalars, before their weights; None where the part is off.
         pair_states: (B, r, r, channels) z, where asked for.
         pathway_states, pathway_attention: of models with pathways.
         hidden_states, attentions: of the base model.
@@ -73,6 +73,7 @@ class MaskedExpressionOutput(ModelOutput):
     loss_cce: torch.Tensor | None = None
     loss_dab: torch.Tensor | None = None
     loss_link: torch.Tensor | None = None
+    loss_pathway: torch.Tensor | None = None
     pair_states: torch.Tensor | None = None
     pathway_states: torch.Tensor | None = None
     pathway_attention: torch.Tensor | None = None

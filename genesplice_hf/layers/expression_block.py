@@ -33,6 +33,8 @@ from genesplice_hf.layers.pair_bias import (
 # The widest head of FlashAttention-2.
 _FLASH_WIDTH = 256
 Extra = tuple[torch.Tensor, torch.Tensor]
+Terms = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+_NO_TERMS: Terms = (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class ExpressionContext:
     prior: torch.Tensor | None = None
     prior_weight: torch.Tensor | None = None
     groups: torch.Tensor | None = None
+
+    @property
+    def terms(self) -> Terms:
+        """What may need gradients: `shared_bias`, `prior` and `prior_weight`."""
+        return self.shared_bias, self.prior, self.prior_weight
+
+    def with_terms(self, terms: Terms) -> "ExpressionContext":
+        """The same with other `terms`."""
+        return ExpressionContext(self.real, self.visible, self.has_key, self.mask, *terms, self.groups)
 
     def additive(self, bias: torch.Tensor) -> torch.Tensor:
         """A bias (B or 1, H, i, j) with -inf at keys that cannot be seen."""
@@ -267,14 +278,20 @@ class ExpressionBlock(GradientCheckpointingLayer):
         m_BrE: torch.Tensor,
         z_BiCj: torch.Tensor | None,
         context: ExpressionContext,
-        *factors: torch.Tensor,
+        *tensors: Any,
         sources: Sequence[PairProduct] = (),
     ) -> tuple[torch.Tensor | None, ...]:
         """The states, z (None where there is none), and in factorized mode the factors of this block's update.
 
         Args:
-            factors: in factorized mode, A and Q of every source in turn. sources: the products that they belong to.
+            tensors: the `terms` of the context, and in factorized mode A and Q of every source in turn. Reentrant
+                checkpoints give gradients to tensors that are arguments, and to none that an argument holds.
+            sources: the products that A and Q belong to.
         """
+        factors: Sequence[torch.Tensor] = ()
+        if tensors:
+            shared_bias, prior, prior_weight, *factors = tensors
+            context = context.with_terms((shared_bias, prior, prior_weight))
         bias, extra = self._pair_terms(z_BiCj, context, sources, factors)
         if self.norm_first:
             m_BrE = m_BrE + self.dropout(self.attention(self.norm1(m_BrE), context, bias, extra)[0])
@@ -341,8 +358,9 @@ class ExpressionEncoder(nn.Module):
             assert genes_BrE is not None
             sources.append(pair_embedding.gene)
             factors += pair_embedding.gene.factors(genes_BrE, context.real)
+        bare, terms = context.with_terms(_NO_TERMS), context.terms
         for block in self.layer:
-            m_BrE, z_BiCj, *own = block(m_BrE, z_BiCj, context, *factors, sources=tuple(sources))
+            m_BrE, z_BiCj, *own = block(m_BrE, z_BiCj, bare, *terms, *factors, sources=tuple(sources))
             if own:
                 sources.append(block.opm)
                 factors += own

@@ -1,7 +1,7 @@
 """Pathways and annotations: maps between genes and sets of genes, stored by members, never as dense matrices.
 
-Shapes: B cells, r genes of a cell, V vocabulary, P pathways, U tokens that see all genes, T terms, n members (pairs of
-a gene and a set), C input channels, k width of a token, N hidden size.
+Shapes: B cells, r genes of a cell, m some genes, V vocabulary, P pathways, U tokens that see all genes, T terms,
+n members (pairs of a gene and a set), C input channels, k width of a token, N hidden size.
 """
 
 import torch
@@ -10,7 +10,38 @@ from torch import nn
 NUM_CHANNELS = 2
 
 
-class MaskedLinear(nn.Module):
+class PathwayMembers(nn.Module):
+    """Which genes are in which pathway: n pairs, sorted by pathway.
+
+    Args:
+        genes_n, pathways_n: int64 members.
+        num_pathways: P.
+    """
+
+    def __init__(self, genes_n: torch.Tensor, pathways_n: torch.Tensor, num_pathways: int) -> None:
+        super().__init__()
+        self.num_pathways = num_pathways
+        self.genes: torch.Tensor
+        self.pathways: torch.Tensor
+        self.register_buffer("genes", genes_n)
+        self.register_buffer("pathways", pathways_n)
+
+    def resize(self, vocab_size: int) -> None:
+        """Drops members outside a smaller vocabulary."""
+        kept = self.genes < vocab_size
+        self.genes, self.pathways = self.genes[kept], self.pathways[kept]
+
+    def shared(self, ids_m: torch.Tensor) -> torch.Tensor:
+        """(m, m) bool, True where two of m genes (increasing ids) share a pathway; False on the diagonal."""
+        belongs_mP = torch.zeros(len(ids_m), self.num_pathways, device=ids_m.device)
+        if len(ids_m):
+            place_n = torch.searchsorted(ids_m, self.genes).clamp_(max=len(ids_m) - 1)
+            known = ids_m[place_n] == self.genes
+            belongs_mP[place_n[known], self.pathways[known]] = 1
+        return (belongs_mP @ belongs_mP.transpose(0, 1) > 0).fill_diagonal_(False)
+
+
+class MaskedLinear(PathwayMembers):
     """y_bp = sum over members g of p, and channels c, of x_bgc W_gpc + bias_p; (B, V, C) -> (B, P, k).
 
     What TOSICA writes as a dense weight times a mask (Chen et al., Nature Communications 2023), kept by members, in
@@ -26,12 +57,7 @@ class MaskedLinear(nn.Module):
     def __init__(
         self, genes_n: torch.Tensor, pathways_n: torch.Tensor, num_pathways: int, width: int, bias: bool, channels: int
     ) -> None:
-        super().__init__()
-        self.num_pathways = num_pathways
-        self.genes: torch.Tensor
-        self.pathways: torch.Tensor
-        self.register_buffer("genes", genes_n)
-        self.register_buffer("pathways", pathways_n)
+        super().__init__(genes_n, pathways_n, num_pathways)
         self.weight = nn.Parameter(torch.empty(channels, len(genes_n), width))
         self.bias = nn.Parameter(torch.zeros(num_pathways, width)) if bias else None
         nn.init.normal_(self.weight, std=0.1)
@@ -57,7 +83,7 @@ class MaskedLinear(nn.Module):
         """Drops members outside a smaller vocabulary, with their weights."""
         kept = self.genes < vocab_size
         self.weight = nn.Parameter(self.weight[:, kept].clone(), requires_grad=self.weight.requires_grad)
-        self.genes, self.pathways = self.genes[kept], self.pathways[kept]
+        super().resize(vocab_size)
 
 
 class PathwayTokens(nn.Module):

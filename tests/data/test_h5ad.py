@@ -1,6 +1,7 @@
 """Cells of an AnnData as rows: the steps against scanpy's, nothing learned from test cells, and every complaint."""
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,53 @@ def test_variable_genes_are_those_of_the_training_cells() -> None:
     scanpy.pp.normalize_total(values, target_sum=1e4)
     scanpy.pp.log1p(values)
     np.testing.assert_allclose(found.variances, values[:, found.genes].X.toarray().var(0), rtol=1e-4)
+
+
+def test_with_scikit_misc_counts_choose_the_variable_genes(tmp_path: Path) -> None:
+    pytest.importorskip("skmisc.loess", reason="scikit-misc, of the extra `rna`, is not installed")
+    matrix = counts(120)
+    found = processor(num_variable_genes=12).fit(cells(matrix))
+    assert found.fitted.report.variable_genes_flavor == "seurat_v3"
+    expected = cells(matrix)
+    scanpy.pp.filter_genes(expected, min_counts=3)
+    scanpy.pp.highly_variable_genes(expected, n_top_genes=12, flavor="seurat_v3")
+    assert found.fitted.genes == list(expected.var_names[expected.var["highly_variable"]])
+    found.save_pretrained(tmp_path)
+    assert GeneExpressionProcessor.from_pretrained(tmp_path).fitted == found.fitted
+    with pytest.raises(DataError, match=r"`num_variable_genes` \(4\) cannot be chosen from .* genes"):
+        processor(num_variable_genes=4).fit(cells(counts(30, 12)))
+
+
+@pytest.mark.parametrize("value", ["bin", "counts"])
+def test_without_scikit_misc_logs_choose_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
+    """Of scaled counts, whatever the tokens' values are."""
+    for name in ("skmisc", "skmisc.loess"):
+        monkeypatch.setitem(sys.modules, name, None)
+    matrix = counts(120)
+    found = processor(num_variable_genes=12, value=value).fit(cells(matrix))
+    assert found.fitted.report.variable_genes_flavor == "seurat"
+    expected = cells(matrix)
+    scanpy.pp.normalize_total(expected, target_sum=1e4)
+    scanpy.pp.log1p(expected)
+    expected = expected[:, matrix.sum(0) >= 3].copy()
+    scanpy.pp.highly_variable_genes(expected, n_top_genes=12, flavor="seurat")
+    # Genes may share a score, and the twelfth one then stands for another.
+    scores = expected.var["dispersions_norm"]
+    np.testing.assert_allclose(scores[found.fitted.genes].sort_values(), scores.sort_values()[-12:], rtol=1e-4)
+    found.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "processor_config.json").read_text())
+    assert content["fitted"]["report"]["variable_genes_flavor"] == "seurat"
+    assert GeneExpressionProcessor.from_pretrained(tmp_path).fitted == found.fitted
+    assert processor().fit(cells(matrix)).fitted.report.variable_genes_flavor is None
+    with pytest.raises(DataError, match="`variable_genes_flavor` 'seurat_v3' needs scikit-misc"):
+        processor(num_variable_genes=12, variable_genes_flavor="seurat_v3").fit(cells(matrix))
+
+
+def test_a_flavour_can_be_asked_for() -> None:
+    found = processor(num_variable_genes=12, variable_genes_flavor="seurat").fit(cells(counts(120)))
+    assert found.fitted.report.variable_genes_flavor == "seurat"
+    with pytest.raises(DataError, match="`variable_genes_flavor` must be 'auto', 'seurat' or 'seurat_v3'"):
+        processor(variable_genes_flavor="cell_ranger")
 
 
 def test_duplicates_are_added_up_and_unknown_genes_reported() -> None:

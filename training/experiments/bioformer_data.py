@@ -215,7 +215,9 @@ def choose_genes(cells: Cells, train: np.ndarray, num_genes: int, allowed: set[s
     column = cells.settings.get("gene_column")
     names = cells.counts.var_names if column is None else cells.counts.var[column]
     known = [name for name in dict.fromkeys(map(str, names)) if allowed is None or name in allowed]
-    chosen = _processor(cells, GeneTokenizer(genes=known), num_variable_genes=num_genes).fit(cells.counts, train)
+    # Named, so that the genes do not hang on what is installed.
+    rule = {"num_variable_genes": num_genes, "variable_genes_flavor": "seurat"}
+    chosen = _processor(cells, GeneTokenizer(genes=known), **rule).fit(cells.counts, train)
     assert chosen.fitted is not None
     return GeneTokenizer(genes=chosen.fitted.genes)
 

@@ -37,6 +37,8 @@ class GeneGraphConfig(PairExpressionConfig):
         num_annotation_terms, num_annotation_pairs, annotation_sha256: of the table of genes and terms.
         gene_feature_size: width of frozen outside vectors per gene, mapped to `hidden_size` and added; 0 = none.
         link_prediction_weight: in the loss, of predicting edges that are hidden from the batch.
+        pathway_contrastive_weight: in the loss, of telling genes that share a pathway from other genes; the model then
+            owns the table of `set_pathways` with or without `use_pathway_tokens`.
     """
 
     model_type = "genesplice_genegraph"
@@ -81,11 +83,17 @@ class GeneGraphConfig(PairExpressionConfig):
     annotation_sha256: str | None = None
     gene_feature_size: int = 0
     link_prediction_weight: float | int = 0.0
+    pathway_contrastive_weight: float | int = 0.0
 
     @property
     def uses_graph(self) -> bool:
         """Whether anything reads the graph."""
         return self.use_graph_encoder or self.graph_attention_mode is not None or self.link_prediction_weight > 0
+
+    @property
+    def uses_pathways(self) -> bool:
+        """Whether anything reads the table of pathways."""
+        return self.use_pathway_tokens or self.pathway_contrastive_weight > 0
 
     @property
     def enriches_genes(self) -> bool:
@@ -128,13 +136,18 @@ class GeneGraphConfig(PairExpressionConfig):
                 "`num_pathways`, `num_pathway_genes` and `pathway_unannotated_tokens` must be at least 0, got "
                 f"{self.num_pathways}, {self.num_pathway_genes} and {self.pathway_unannotated_tokens}."
             )
+        if self.pathway_contrastive_weight < 0:
+            raise ValueError(
+                f"`pathway_contrastive_weight` must be at least 0, got {self.pathway_contrastive_weight}."
+            )
+        if self.uses_pathways and (self.num_pathways < 1 or self.num_pathway_genes < self.num_pathways):
+            reader = "use_pathway_tokens" if self.use_pathway_tokens else "pathway_contrastive_weight"
+            raise ValueError(
+                f"`{reader}` needs `num_pathways` of at least 1 ({self.num_pathways}) and a gene for each in "
+                f"`num_pathway_genes` ({self.num_pathway_genes}); take both from `select_pathways`."
+            )
         if not self.use_pathway_tokens:
             return
-        if self.num_pathways < 1 or self.num_pathway_genes < self.num_pathways:
-            raise ValueError(
-                f"`use_pathway_tokens` needs `num_pathways` of at least 1 ({self.num_pathways}) and a gene for each "
-                f"in `num_pathway_genes` ({self.num_pathway_genes}); take both from `select_pathways`."
-            )
         if self.use_pair_bias or self.use_opm or self.pair_init != "zeros":
             raise ValueError("`use_pathway_tokens` and a pair representation exclude each other: pathways have no z.")
         if self.graph_attention_mode is not None and self.pathway_mode == "only":

@@ -1,6 +1,6 @@
 """GeneGraph with heads: masked expression, classes of cells, edges between genes.
 
-Shapes: B cells, r genes of a cell, N hidden size, E edges of the graph.
+Shapes: B cells, r genes of a cell, m some genes, N hidden size, E edges of the graph.
 """
 
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from genesplice_hf.heads.expression import EdgeHead
+from genesplice_hf.errors import SequenceError
+from genesplice_hf.heads.expression import EdgeHead, contrastive_genes
 from genesplice_hf.heads.expression_generation import GeneratesExpression
 from genesplice_hf.heads.expression_tasks import (
     CellClassificationTask,
@@ -22,10 +23,16 @@ from genesplice_hf.models.genegraph.modeling_genegraph_tables import GeneGraphPr
 
 # Share of the graph's edges that a training pass hides and asks for.
 _HIDDEN_SHARE = 0.15
+# Genes of a batch that are told apart by their pathways.
+_CONTRASTED_GENES = 512
 
 
 class GeneGraphForMaskedExpression(GeneratesExpression, MaskedExpressionTask, GeneGraphPreTrainedModel):
-    """GeneGraph that predicts masked values: (B, r); with `link_prediction_weight` it learns hidden edges as well."""
+    """GeneGraph that predicts masked values: (B, r).
+
+    In training and with labels it also learns hidden edges (`link_prediction_weight`), and which genes share a pathway
+    (`pathway_contrastive_weight`).
+    """
 
     def __init__(self, config: GeneGraphConfig) -> None:
         super().__init__(config)
@@ -50,6 +57,27 @@ class GeneGraphForMaskedExpression(GeneratesExpression, MaskedExpressionTask, Ge
         return {name: getattr(outputs, name, None) for name in names}
 
     def _auxiliary_losses(self, outputs: Any, inputs: dict[str, Any]) -> dict[str, tuple[torch.Tensor, float]]:
+        losses = self._link_losses(outputs, inputs)
+        weight = float(self.config.pathway_contrastive_weight)
+        if not weight or not self.training:
+            return losses
+        if inputs["input_ids"] is None:
+            raise SequenceError("`inputs_embeds` have no pathways; pass `input_ids`, or no labels.")
+        return losses | {"loss_pathway": (self._pathway_loss(outputs.gene_embedding, inputs), weight)}
+
+    def _pathway_loss(self, genes_BrN: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """The contrast of the batch's genes that are in pathways, of a sample of them where they are many."""
+        members, ids_Br = self.base_model.pathway_table, inputs["input_ids"]
+        counts = self._real(inputs) & torch.isin(ids_Br, members.genes)
+        for special in (self.config.pad_token_id, self.config.cls_token_id):
+            counts = counts if special is None else counts & (ids_Br != special)
+        ids_m, place_m = first_places(ids_Br.flatten(), counts.flatten())
+        if len(ids_m) > _CONTRASTED_GENES:
+            sample = torch.randperm(len(ids_m), device=ids_m.device)[:_CONTRASTED_GENES].sort().values
+            ids_m, place_m = ids_m[sample], place_m[sample]
+        return contrastive_genes(genes_BrN.flatten(0, 1)[place_m], members.shared(ids_m))
+
+    def _link_losses(self, outputs: Any, inputs: dict[str, Any]) -> dict[str, tuple[torch.Tensor, float]]:
         hidden = getattr(outputs, "hidden_edges", None)
         if self.edge_head is None or hidden is None:
             return {}
@@ -72,6 +100,13 @@ class GeneGraphForEdgePrediction(EdgePredictionTask, GeneGraphPreTrainedModel):
     def __init__(self, config: GeneGraphConfig) -> None:
         super().__init__(config)
         attach(self, config, GeneGraphModel(config))
+
+
+def first_places(ids: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(m,) different ids where `counts`, increasing, and the first place of each."""
+    places = counts.nonzero().flatten()
+    found, number = ids[places].unique(return_inverse=True)
+    return found, places.new_zeros(len(found)).scatter_reduce(0, number, places, "amin", include_self=False)
 
 
 def link_loss(logits_Bij: torch.Tensor, numbers_Bij: torch.Tensor, hidden_E: torch.Tensor) -> torch.Tensor:

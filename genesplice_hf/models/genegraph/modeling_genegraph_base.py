@@ -23,7 +23,7 @@ from genesplice_hf.layers.expression_block import ExpressionContext, expression_
 from genesplice_hf.layers.expression_model import ExpressionBackbone, ExpressionModelOutput
 from genesplice_hf.layers.graph_attention import parameter_versions
 from genesplice_hf.layers.padding import zero_padding
-from genesplice_hf.layers.pathway import PathwayTokens
+from genesplice_hf.layers.pathway import PathwayMembers, PathwayTokens
 from genesplice_hf.layers.recording import demand_recordable
 from genesplice_hf.models.genegraph.configuration_genegraph import GeneGraphConfig
 from genesplice_hf.models.genegraph.modeling_genegraph_knowledge import (
@@ -77,11 +77,20 @@ class GeneGraphModel(ExpressionBackbone, GeneGraphPreTrainedModel):
                 norm=config.pathway_norm,
                 eps=config.layer_norm_eps,
             )
+        self.members: PathwayMembers | None = None
+        if config.uses_pathways and not config.use_pathway_tokens:
+            pairs = config.num_pathway_genes
+            self.members = PathwayMembers(absent(pairs), absent(pairs), config.num_pathways)
         self._graph: GraphTables | None = None
         self._vectors: tuple[Any, torch.Tensor] | None = None
         self._hidden_edges: torch.Tensor | None = None
         self._is_complete = False
         self.post_init()
+
+    @property
+    def pathway_table(self) -> PathwayMembers | None:
+        """Which genes are in which pathway, of the tokens or alone; None = the model has no pathways."""
+        return self.members if self.pathways is None else self.pathways.members
 
     def demand_tables(self) -> None:
         """Raises where a table that the config speaks of was not given.
@@ -97,8 +106,7 @@ class GeneGraphModel(ExpressionBackbone, GeneGraphPreTrainedModel):
         if self._is_complete:
             return
         annotations = None if self.knowledge is None else self.knowledge.annotations
-        members = None if self.pathways is None else self.pathways.members
-        for table, setter in ((annotations, "set_annotations"), (members, "set_pathways")):
+        for table, setter in ((annotations, "set_annotations"), (self.pathway_table, "set_pathways")):
             if table is not None and bool((table.genes == ABSENT).any()):
                 raise CheckpointError(f"the model has no table yet; give it one by `{setter}`.")
         self._is_complete = True
@@ -322,9 +330,9 @@ class GeneGraphModel(ExpressionBackbone, GeneGraphPreTrainedModel):
             if knowledge.feature_proj is not None:
                 rows = max(0, vocab_size - len(knowledge.features))
                 knowledge.features = nn.functional.pad(knowledge.features, (0, 0, 0, rows))[:vocab_size]
-        if self.pathways is not None:
-            self.pathways.resize(vocab_size)
-            members = self.pathways.members
+        members = self.pathway_table
+        if members is not None:
+            (members if self.pathways is None else self.pathways).resize(vocab_size)
             config.num_pathway_genes = len(members.genes)
             config.pathway_sha256 = table_sha256(members.genes, members.pathways)
 

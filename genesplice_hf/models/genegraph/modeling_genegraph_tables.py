@@ -60,13 +60,16 @@ class GeneGraphPreTrainedModel(ExpressionPreTrainedModel):
     def set_pathways(self, genes: Any, pathways: Any) -> None:
         """Gives the model the members of its pathways, as `select_pathways` lists them.
 
+        A model has a place for them with `use_pathway_tokens`, or with a `pathway_contrastive_weight`.
+
         Args:
             genes, pathways: (n,) gene id and number of the pathway, sorted by pathway.
 
         Raises:
             CheckpointError: other numbers than the config says, or not sorted.
         """
-        members = self._demand(self.base_model.pathways, "use_pathway_tokens").members
+        either = "use_pathway_tokens` or `pathway_contrastive_weight"
+        members = self._demand(self.base_model.pathway_table, either)
         limits = (self.config.vocab_size, self.config.num_pathways)
         _demand_sorted("pathways", pathways)
         self.config.pathway_sha256 = fill_table(
@@ -151,14 +154,6 @@ class GeneGraphPreTrainedModel(ExpressionPreTrainedModel):
             self.set_gene_graph(self.gene_graph.resized(self.config.vocab_size))
         return embeddings
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, *args: Any, **kwargs: Any
-    ) -> None:
-        """As transformers' own; a graph's bias is made outside the blocks, and reentrant checkpoints would lose it."""
-        if self.config.graph_attention_mode == "bias":
-            gradient_checkpointing_kwargs = (gradient_checkpointing_kwargs or {}) | {"use_reentrant": False}
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, *args, **kwargs)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -188,7 +183,7 @@ def _check_hashes(model: Any) -> None:
     """Compares the tables that came with the weights with the hashes in the config."""
     base, config = model.base_model, model.config
     annotations = None if base.knowledge is None else base.knowledge.annotations
-    members = None if base.pathways is None else base.pathways.members
+    members = base.pathway_table
     for name, columns, expected in (
         ("annotations", None if annotations is None else (annotations.genes, annotations.terms),
          config.annotation_sha256),
