@@ -66,8 +66,7 @@ class ExpressionSettings:
             raise DataError(f"`value` must be 'bin', 'log1p', 'rank' or 'counts', got {self.value!r}.")
         if self.variable_genes_flavor not in ("auto", "seurat", "seurat_v3"):
             raise DataError(
-                "`variable_genes_flavor` must be 'auto', 'seurat' or 'seurat_v3', got "
-                f"{self.variable_genes_flavor!r}."
+                f"`variable_genes_flavor` must be 'auto', 'seurat' or 'seurat_v3', got {self.variable_genes_flavor!r}."
             )
         if self.tie_break not in TIE_BREAKS:
             raise DataError(f"`tie_break` must be one of {', '.join(TIE_BREAKS)}, got {self.tie_break!r}.")
