@@ -8,11 +8,11 @@ from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
-# Keys that transformers takes out of the keyword arguments, or writes into config.json by itself; and what
-# `heads.pretraining.EncoderForPreTraining` writes into a copy of any config.
+# Keys that transformers takes out of the keyword arguments, or writes into config.json by itself (its Trainer
+# `use_cache`); and what `heads.pretraining.EncoderForPreTraining` writes into a copy of any config.
 _OF_TRANSFORMERS = {
     "attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "per_layer_config",
-    "pretraining_options", "torch_dtype", "transformers_version",
+    "pretraining_options", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
 
