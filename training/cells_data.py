@@ -214,7 +214,9 @@ def fit_processor(
     """A processor whose vocabulary is the genes that the training cells choose."""
     with open_cells(adata, settings.layer, settings.gene_column) as matrix:
         tokenizer = GeneTokenizer(genes=list(dict.fromkeys(matrix.gene_names)))
-    steps = {name: getattr(settings, name) for name in _OF_THE_FILE} | settings.processor_options
+    # Named, so that the genes do not hang on what is installed.
+    steps: dict[str, Any] = {"variable_genes_flavor": "seurat"}
+    steps |= {name: getattr(settings, name) for name in _OF_THE_FILE} | settings.processor_options
     steps["label_key"] = settings.label_key if with_labels else None
     steps["num_variable_genes"] = settings.num_genes if settings.choose_genes_by == "dispersion" else None
     processor = GeneExpressionProcessor.for_model(config, tokenizer, **steps)

@@ -20,9 +20,10 @@ from genesplice_hf.scoring.cell_embeddings import embed_cells
 from genesplice_hf.scoring.expression_metrics import ExpressionSums, expression_sums
 from training.cells_data import CellDataSettings, CellTask
 from training.cells_models import CellModelSettings, ClassifierReads, masked_model
+from training.epochs import TellEpoch
 from training.finetune import ScheduledTrainer, method_options, trainer_arguments
 from training.settings import LEARNING_RATES, MethodSettings, TrainSettings
-from training.task import EpochStrands, task_metrics
+from training.task import task_metrics
 
 CLASSIFICATION = "single_label_classification"
 
@@ -195,7 +196,7 @@ def _for_cells(arguments: TrainingArguments, metric: str) -> TrainingArguments:
 
 
 def _callbacks(plan: Plan, train: TrainSettings, collate: Any) -> list[TrainerCallback]:
-    found: list[TrainerCallback] = [EpochStrands(collate), *plan.callbacks]
+    found: list[TrainerCallback] = [TellEpoch(collate), *plan.callbacks]
     if train.early_stopping_patience is not None:
         found.append(EarlyStoppingCallback(early_stopping_patience=train.early_stopping_patience))
     return found

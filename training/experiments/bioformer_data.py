@@ -16,7 +16,6 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-import scanpy
 import torch
 from datasets import Dataset
 from sklearn.model_selection import KFold, StratifiedKFold
@@ -31,8 +30,9 @@ from genesplice_hf.layers.gene_prior import GenePrior
 from genesplice_hf.objectives.expression import DataCollatorForMaskedExpression
 from genesplice_hf.tokenization.gene_names import GeneMatchWarning
 from genesplice_hf.tokenization.tokenization_gene import GeneTokenizer
+from training.cells_data import PBMC68K, pbmc68k_counts
 
-DEFAULT_DATA = "pbmc68k_reduced"
+DEFAULT_DATA = PBMC68K
 SPLITS = ("train", "valid", "test")
 TIES = ("mid", "random")
 MASK_SEED = 1_000_003  # of the fixed masks; training seeds are small numbers
@@ -131,15 +131,6 @@ def read_cells(data: str, gene_column: str | None = None, label_key: str | None 
     if label_key is not None and label_key not in counts.obs:
         raise DataError(f"`label_key` must be a column of obs ({list(counts.obs)}), got {label_key!r}.")
     return Cells(counts, {"gene_column": gene_column}, label_key)
-
-
-def pbmc68k_counts() -> anndata.AnnData:
-    """700 cells x 765 genes of scanpy's example as whole counts, led back from its logs; `obs.n_counts` counts the
-    genes that are not in the panel as well."""
-    reduced = scanpy.datasets.pbmc68k_reduced()
-    totals = reduced.obs["n_counts"].to_numpy()[:, None]
-    counts = np.rint(np.expm1(reduced.raw.X.toarray()) * totals / 1e4).astype(np.float32)
-    return anndata.AnnData(counts, obs=reduced.obs[["bulk_labels", "n_counts"]], var=reduced.raw.var[[]])
 
 
 def _from_table(path: str) -> anndata.AnnData:
