@@ -3,7 +3,7 @@
 B cells of a batch, E hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from datasets import concatenate_datasets
-from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, TrainingArguments
 
 from genesplice_hf.adaptation.adapt import adapt
@@ -21,6 +20,7 @@ from genesplice_hf.scoring.expression_metrics import ExpressionSums, expression_
 from training.cells_data import CellDataSettings, CellTask
 from training.cells_models import CellModelSettings, ClassifierReads, masked_model
 from training.epochs import TellEpoch
+from training.evaluation_collator import EvaluationCollatorMixin
 from training.finetune import ScheduledTrainer, method_options, trainer_arguments
 from training.settings import LEARNING_RATES, MethodSettings, TrainSettings
 from training.task import task_metrics
@@ -49,31 +49,8 @@ class CellTrainSettings(TrainSettings):
     output_dir: str = field(default="runs/cells", metadata={"help": "Folder for everything that is written."})
 
 
-class CellTrainer(ScheduledTrainer):
-    """The stock Trainer whose evaluation stacks cells in a way of its own: frozen masks, nothing drawn at random.
-
-    Args:
-        eval_collator: of evaluation and prediction.
-        options: of the Trainer.
-    """
-
-    def __init__(self, eval_collator: Callable[..., Any], **options: Any) -> None:
-        super().__init__(**options)
-        self.data_collator: Callable[..., Any] = options["data_collator"]
-        self._eval_collator = eval_collator
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        return self._for_evaluation(super().get_eval_dataloader, eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        return self._for_evaluation(super().get_test_dataloader, test_dataset)
-
-    def _for_evaluation(self, make: Callable[[Any], DataLoader], dataset: Any) -> DataLoader:
-        training, self.data_collator = self.data_collator, self._eval_collator
-        try:
-            return make(dataset)
-        finally:
-            self.data_collator = training
+class CellTrainer(EvaluationCollatorMixin, ScheduledTrainer):
+    """The stock Trainer with frozen masks in evaluation."""
 
 
 class Plan(NamedTuple):

@@ -31,6 +31,7 @@ from training import reports
 from training.checkpoints import prepare_folder
 from training.contact_simulation import contact_matrix, find_sites, log_odds, read_motif
 from training.epochs import TellEpoch
+from training.evaluation_collator import EvaluationCollatorMixin
 from training.settings import is_main_process, parse_settings, settings_as_dict, use_bf16
 
 logger = logging.getLogger(__name__)
@@ -112,17 +113,8 @@ class ClipEachTensor(TrainerCallback):
                 torch.nn.utils.clip_grad_norm_([parameter], self.limit)
 
 
-class ContactTrainer(Trainer):
+class ContactTrainer(EvaluationCollatorMixin, Trainer):
     """The stock Trainer with an augmenting collator in training and none in evaluation."""
-
-    plain_collator: ContactCollator
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        own, self.data_collator = self.data_collator, self.plain_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = own
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -243,7 +235,8 @@ def build_trainer(
     optimizers = (None, None)
     if train.optimizer == "sgd":
         optimizers = (torch.optim.SGD(model.parameters(), train.learning_rate, momentum=train.momentum), None)
-    trainer = ContactTrainer(
+    return ContactTrainer(
+        ContactCollator(*shared, training=False),
         model=model,
         args=training_arguments(train, len(dataset), folder),
         data_collator=collator,
@@ -253,8 +246,6 @@ def build_trainer(
         callbacks=callbacks,
         optimizers=optimizers,
     )
-    trainer.plain_collator = ContactCollator(*shared, training=False)
-    return trainer
 
 
 def training_arguments(train: ContactTrainSettings, num_windows: int, folder: Path) -> TrainingArguments:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from genesplice_hf.objectives.expression import DataCollatorForMaskedExpression
 from genesplice_hf.scoring.expression_metrics import IGNORED, ExpressionSums, expression_sums
 from training.epochs import TellEpoch
+from training.evaluation_collator import EvaluationCollatorMixin
 from training.experiments.bioformer_data import ExpressionTask, fixed_masks
 from training.experiments.bioformer_models import Candidate, build, parameter_split
 
@@ -82,6 +83,7 @@ def train(candidate: Candidate, task: ExpressionTask, seed: int, rate: float, bu
     collator = DataCollatorForMaskedExpression(task.tokenizer, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         trainer = MaskedExpressionTrainer(
+            fixed_masks(task.tokenizer),
             model=build(candidate, task),
             args=training_arguments(folder, seed, rate, budget),
             data_collator=collator,
@@ -91,7 +93,6 @@ def train(candidate: Candidate, task: ExpressionTask, seed: int, rate: float, bu
             preprocess_logits_for_metrics=cell_errors,
             callbacks=[TellEpoch(collator)],
         )
-        trainer.fixed_collator = fixed_masks(task.tokenizer)
         trainer.remove_callback(PrinterCallback)
         started = time.process_time()
         trainer.train()
@@ -100,17 +101,8 @@ def train(candidate: Candidate, task: ExpressionTask, seed: int, rate: float, bu
     return Trained(trainer.model, rate, float(trainer.state.best_metric), history, seconds)
 
 
-class MaskedExpressionTrainer(Trainer):
+class MaskedExpressionTrainer(EvaluationCollatorMixin, Trainer):
     """The stock Trainer with new masks in training and fixed ones in evaluation."""
-
-    fixed_collator: Any = None
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        training, self.data_collator = self.data_collator, self.fixed_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = training
 
 
 def training_arguments(folder: str, seed: int, rate: float, budget: Budget) -> TrainingArguments:
