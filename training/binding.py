@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from genesplice_hf.data.binding_batches import BindingCollator
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from genesplice_hf.scoring.metrics import classification_metrics, summarize
 from genesplice_hf.tokenization.tokenization_nucleotide import NucleotideTokenizer
 from genesplice_hf.version import __version__
@@ -44,6 +44,7 @@ from training.binding_data import (
     read_peak_set,
 )
 from training.checkpoints import prepare_folder
+from training.command import run_command
 from training.epochs import TellEpoch
 from training.finetune import Plan, ScheduledTrainer, training_arguments
 from training.settings import (
@@ -318,8 +319,4 @@ def baselines(task: BindingTask, motifs: Sequence[Motif]) -> dict[str, dict[str,
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

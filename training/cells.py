@@ -22,7 +22,7 @@ import torch
 from transformers import TrainerCallback
 
 from genesplice_hf.adaptation.adapt import trainable_report
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from genesplice_hf.scoring.metrics import CLASSIFICATION_METRICS, summarize
 from genesplice_hf.version import __version__
 from training import cells_plots, reports
@@ -42,6 +42,7 @@ from training.cells_training import (
     masked_trainer,
 )
 from training.checkpoints import last_complete_checkpoint, prepare_folder
+from training.command import run_command
 from training.settings import MethodSettings, TrainSettings, is_main_process, parse_settings, settings_as_dict
 from training.task import task_metrics
 
@@ -291,8 +292,4 @@ def _condensed(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

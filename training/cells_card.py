@@ -5,7 +5,6 @@ Reads the output folders of `training.cells` for cell types, and writes `cell-ty
 """
 
 import json
-import logging
 import math
 import shutil
 import textwrap
@@ -16,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from training import reports
 from training.cells_baselines import MAJORITY
+from training.command import run_command
 from training.settings import parse_settings
 
 NAME = "cell-types"
@@ -283,8 +283,4 @@ def _spread(value: Mapping[str, float | None]) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

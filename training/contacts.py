@@ -22,13 +22,14 @@ from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback, 
 from genesplice_hf.data.contact_targets import TargetRules, contact_targets, distance_means
 from genesplice_hf.data.contacts import ContactCollator, ContactDataset, vector_as_map, window_ids
 from genesplice_hf.data.fasta import read_fasta
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from genesplice_hf.interpretation.plots import plot_contact_maps
 from genesplice_hf.models.auto import AutoModelForContactPrediction
 from genesplice_hf.scoring.contacts import CONTACT_METRICS, ContactMetrics, predict_contacts
 from genesplice_hf.version import __version__
 from training import reports
 from training.checkpoints import prepare_folder
+from training.command import run_command
 from training.contact_simulation import contact_matrix, find_sites, log_odds, read_motif
 from training.epochs import TellEpoch
 from training.evaluation_collator import EvaluationCollatorMixin
@@ -339,8 +340,4 @@ def write_report(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

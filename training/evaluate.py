@@ -16,10 +16,11 @@ import torch
 from datasets import Dataset
 
 from genesplice_hf.data.tables import read_table
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from training import reports
+from training.command import run_command
 from training.models import load_trained, predict_logits
-from training.settings import DataSettings, is_main_process, parse_settings, use_bf16
+from training.settings import DataSettings, parse_settings, use_bf16
 from training.task import predict_strands, probabilities, read_rows, task_metrics, tokenize
 
 logger = logging.getLogger(__name__)
@@ -127,8 +128,4 @@ def _text(label: Any) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

@@ -20,11 +20,12 @@ from transformers import AutoTokenizer
 import genesplice_hf  # noqa: F401, registers the models
 from genesplice_hf.data.bed import BedTable, read_bed
 from genesplice_hf.data.tracks import TrackDataset
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from genesplice_hf.models.auto import AutoModelForTrackPrediction
 from genesplice_hf.scoring.gene_expression import GeneExpressionCorrelation, tss_bins
 from training import reports, track_reports
-from training.settings import is_main_process, parse_settings, use_bf16
+from training.command import run_command
+from training.settings import parse_settings, use_bf16
 from training.track_task import TrackDataSettings, bin_size, id_map_of, predict_batches, read_windows
 from training.tracks import measure, write_measured
 
@@ -118,8 +119,4 @@ def gene_expression(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

@@ -27,13 +27,14 @@ from transformers import (
 )
 
 from genesplice_hf.adaptation.adapt import adapt, trainable_report
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from genesplice_hf.objectives.schedules import STOCK_SCHEDULES, ScheduleTrainerMixin
 from genesplice_hf.scoring.metrics import summarize
 from genesplice_hf.version import __version__
 from training import reports
 from training.baselines import run_baselines
 from training.checkpoints import last_complete_checkpoint, prepare_folder
+from training.command import run_command
 from training.epochs import TellEpoch
 from training.models import load_classifier, load_tokenizer, save_trained
 from training.settings import (
@@ -336,8 +337,4 @@ def _logits(predictions: Any) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genesplice_hf.hub.card import CardFields, Result, render_card
+from training.command import run_command
 from training.reports import write_json
 
 logger = logging.getLogger(__name__)
@@ -166,5 +167,4 @@ def mean_and_sd(summary: dict[str, float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    run_command(main)

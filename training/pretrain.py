@@ -28,6 +28,7 @@ from genesplice_hf.tokenization.tokenization_nucleotide import NucleotideTokeniz
 from genesplice_hf.version import __version__
 from training.batches import PlannedTrainer, Stage
 from training.checkpoints import last_complete_checkpoint, prepare_folder
+from training.command import run_command
 from training.corpus import CorpusSettings, build_corpus, check_unchanged, lengths
 from training.heldout import MARKOV_ORDERS, Corpus, measure_heldout, measure_objectives
 from training.objectives import LanguageModelSettings, build_collator, build_model, save_model
@@ -338,4 +339,4 @@ def environment() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

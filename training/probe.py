@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from genesplice_hf.adaptation.layer_sweep import LayerScores, LayerSweep, LayerSweepResult, MeanAndSd
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from genesplice_hf.scoring.embeddings import EmbeddingExtractor, Pooling
 from training import reports
 from training.baselines import LabelledSequences, run_baselines
+from training.command import run_command
 from training.models import load_body, load_tokenizer
-from training.settings import DataSettings, ModelSettings, is_main_process, parse_settings, settings_as_dict
+from training.settings import DataSettings, ModelSettings, parse_settings, settings_as_dict
 from training.task import Task, load_task
 
 logger = logging.getLogger(__name__)
@@ -140,8 +141,4 @@ def _curve(curve: Sequence[LayerScores], part: str, metric: str) -> dict[str, di
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from genesplice_hf.scoring.track_report import TrackReport
 from training import reports, track_reports
+from training.command import run_command
 from training.settings import parse_settings
 from training.track_task import TrackDataSettings, load_track_task
 from training.tracks import MEAN, RIDGE
@@ -254,8 +255,4 @@ def _word(condition: bool, yes: str, no: str) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

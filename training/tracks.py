@@ -21,7 +21,7 @@ import transformers
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 
 from genesplice_hf.data.tracks import TrackCollator, TrackDataset
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from genesplice_hf.layers.norm import freeze_batch_norm
 from genesplice_hf.objectives.schedules import ScheduleTrainerMixin
 from genesplice_hf.scoring.metrics import summarize
@@ -29,6 +29,7 @@ from genesplice_hf.scoring.track_report import TRACK_METRICS, TrackReport
 from genesplice_hf.version import __version__
 from training import reports, track_reports
 from training.checkpoints import last_complete_checkpoint, prepare_folder
+from training.command import run_command
 from training.finetune import trainer_arguments
 from training.settings import (
     TrainSettings,
@@ -375,8 +376,4 @@ def _condensed(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

@@ -217,7 +217,7 @@ def test_resume_after_a_kill_equals_the_uninterrupted_run(tmp_path: Path, cells_
     arguments = (tmp_path / "cut", *options)
     child = get_context("spawn").Process(target=run, args=arguments, kwargs={"callbacks": (KillAt(10),)})
     child.start()
-    child.join(120)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "cut" / "metrics.json").exists()
     pretrained = tmp_path / "cut" / "seed-0" / "pretrained" / "model.safetensors"

@@ -332,7 +332,7 @@ def test_two_processes_see_every_window_once_and_learn_what_one_learns(genomes, 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(240)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0, 0]
     worlds, names = zip(*(line.split() for log in logs for line in log.read_text().splitlines()), strict=True)
     assert set(worlds) == {"2"} and len(names) == 128

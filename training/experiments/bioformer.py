@@ -20,8 +20,9 @@ from typing import Any, Literal
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from genesplice_hf.errors import DataError, GeneSpliceError
+from genesplice_hf.errors import DataError
 from training.checkpoints import prepare_folder
+from training.command import run_command
 from training.experiments.bioformer_card import print_report, write_card, write_table
 from training.experiments.bioformer_data import DEFAULT_DATA, ExpressionTask, load_task, read_cells
 from training.experiments.bioformer_models import Candidate, Experiment, experiments
@@ -182,9 +183,5 @@ def _as_json(experiment: Experiment) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     disable_progress_bar()  # of every saved checkpoint
-    try:
-        main()
-    except GeneSpliceError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

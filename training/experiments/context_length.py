@@ -20,6 +20,7 @@ from genesplice_hf.errors import DataError
 from genesplice_hf.scoring.metrics import summarize
 from genesplice_hf.tokenization.tokenization_nucleotide import NucleotideTokenizer
 from training.checkpoints import prepare_folder
+from training.command import run_command
 from training.corpus import CorpusSettings
 from training.experiments.blocks import Block, Question, ask, cut_blocks, markov_losses, measure, write_blocks
 from training.experiments.context_length_card import print_report, write_card
@@ -221,4 +222,4 @@ def _by_genome(blocks: Sequence[Block]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

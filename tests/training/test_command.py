@@ -1,0 +1,25 @@
+"""Scripts end in a message where the error is known, and in a traceback where it is not."""
+
+import pytest
+
+from genesplice_hf.errors import DataError
+from training.command import run_command
+
+
+def fails(error: Exception):
+    def main():
+        raise error
+
+    return main
+
+
+def test_a_known_error_is_its_message_and_exit_status_1():
+    with pytest.raises(SystemExit) as stopped:
+        run_command(fails(DataError("`data` must be a file.")))
+    assert stopped.value.code == "error: `data` must be a file."
+
+
+def test_an_unknown_error_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_command(fails(ZeroDivisionError()))
+    assert run_command(lambda: {"results": 1}) is None
