@@ -4,6 +4,7 @@ Arguments: a folder that holds, for every head, `<row>/<Auto class>/` with a sav
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from contract_cases import CASES, stay_in_eval, train_two_steps
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_model
 from transformers import PreTrainedModel
 
 import genesplice_hf  # noqa: F401, registers the models
+from training.command import run_command
 
 WORLD_SIZE = 2
 
@@ -30,4 +32,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_command(partial(main, Path(sys.argv[1])))

@@ -4,21 +4,19 @@ Argument of the script: a folder with `model/`, a saved model; `trained.safetens
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import save_model
 from torch import nn
-from torch.distributed import destroy_process_group
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 
-from genesplice_hf.errors import GeneSpliceError
 from genesplice_hf.models.performer.configuration_performer import PerformerConfig
 from genesplice_hf.models.performer.modeling_performer import PerformerForCausalLM
+from training.command import run_command
 
 WORLD_SIZE = 2
 LENGTH, ROWS = 150, 16
@@ -85,24 +83,13 @@ def check_unused_parameter() -> None:
     assert model.output_logit_map.weight.grad.any()
 
 
-def check_sharded_is_refused() -> None:
-    model = tiny_model(slim_chunk_size=64).train()
-    for layer in model.performer.layers:
-        fully_shard(layer)
-    fully_shard(model)
-    with pytest.raises(GeneSpliceError, match="FSDP"):
-        model(**rows_of_bases(2))
-
-
 def main(folder: Path) -> None:
     trainer = train(PerformerForCausalLM.from_pretrained(folder / "model"), folder / "trainer", batch_size=1)
     assert trainer.args.world_size == WORLD_SIZE, f"torchrun gave {trainer.args.world_size} processes"
     if trainer.is_world_process_zero():
         save_model(trainer.accelerator.unwrap_model(trainer.model), folder / "trained.safetensors")
     check_unused_parameter()
-    check_sharded_is_refused()
-    destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_command(partial(main, Path(sys.argv[1])))

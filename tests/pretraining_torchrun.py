@@ -5,6 +5,7 @@ Writes `<case>-<rank>.safetensors` with the losses that a process sees and the g
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from genesplice_hf.heads.contrast import gather_rows, info_nce
 from genesplice_hf.models.genesplice.modeling_genesplice_pretraining import GeneSpliceForPreTraining
+from training.command import run_command
 
 WORLD_SIZE = 2
 # Case -> rows of the first process, the second has the rest; and whether blocks are computed twice.
@@ -57,8 +59,7 @@ def main(folder: Path) -> None:
     for case, (first, reentrant) in CASES.items():
         save_file(step(folder, first, reentrant), folder / f"{case}-{dist.get_rank()}.safetensors")
     save_file(contrast_alone(), folder / f"contrast-{dist.get_rank()}.safetensors")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_command(partial(main, Path(sys.argv[1])))

@@ -5,6 +5,7 @@ Argument: a folder with `pairs.safetensors` (predictions and targets); `rank-<r>
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from genesplice_hf.scoring.gene_expression import GeneExpressionCorrelation
 from genesplice_hf.scoring.streaming import StreamingMetric, StreamingPearson, StreamingPoisson, StreamingR2
 from genesplice_hf.scoring.streaming_ranks import StreamingSpearman
 from genesplice_hf.scoring.track_report import TrackReport
+from training.command import run_command
 
 WORLD_SIZE = 2
 GENES = {"one": [0, 1, 2], "two": [5], "three": [9, 10]}
@@ -58,8 +60,7 @@ def main(folder: Path) -> None:
     found["windows"] = report.windows
     found["report"] = report.as_dict()["by_assay"]["all"]["pearson"]
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_command(partial(main, Path(sys.argv[1])))

@@ -427,7 +427,7 @@ def test_without_gradient_the_loss_is_the_same() -> None:
 
 @pytest.mark.parametrize("mark", ["ds_id", "_is_flat_param", "_fsdp_flattened"])
 def test_sharded_parameters_are_refused(mark: str) -> None:
-    """The marks that DeepSpeed and FSDP leave; `tests/performer_torchrun.py` shards in earnest."""
+    """The marks that DeepSpeed and FSDP leave; `tests/models/test_training_performer.py` shards in earnest."""
     toy, (ids, _) = Toy(), batch()
     setattr(toy.head.bias, mark, True)
     with pytest.raises(GeneSpliceError, match="ZeRO-3"):

@@ -161,7 +161,7 @@ def test_the_logged_loss_is_the_mean_over_the_labels(tmp_path: Path) -> None:
 
 
 def test_two_processes_are_one(run_python: Callable[..., str], whole: PreTrainedModel, tmp_path: Path) -> None:
-    """The script asserts the world size, and that unused and sharded parameters fare as they should."""
+    """The script asserts the world size, and that an unused parameter fares as it should."""
     tiny_model(slim_chunk_size=64).save_pretrained(tmp_path / "model")
     script = str(ROOT / "tests/performer_torchrun.py")
     arguments = ["--standalone", "--nproc_per_node", "2", script, str(tmp_path)]
@@ -170,6 +170,32 @@ def test_two_processes_are_one(run_python: Callable[..., str], whole: PreTrained
     found = tiny_model()
     load_model(found, tmp_path / "trained.safetensors")
     assert_same_parameters(found, whole)
+
+
+SHARDED = """
+import pytest
+from performer_torchrun import rows_of_bases, tiny_model
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+
+from genesplice_hf.errors import GeneSpliceError
+
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+model = tiny_model(slim_chunk_size=64).train()
+for layer in model.performer.layers:
+    fully_shard(layer)
+fully_shard(model)
+with pytest.raises(GeneSpliceError, match="FSDP"):
+    model(**rows_of_bases(2))
+"""
+
+
+def test_a_sharded_model_is_refused(run_python: Callable[..., str]) -> None:
+    """Alone in its process: torch keeps the mesh of `fully_shard`, and so the group's threads, until the very end.
+
+    A thread that then still holds the work of another process's gradients aborts the interpreter.
+    """
+    run_python(SHARDED, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from genesplice_hf.errors import DataError, GeneSpliceError
 from genesplice_hf.objectives.schedules import build_scheduler
 from training.batches import Forwards
 from training.checkpoints import last_complete_checkpoint
+from training.command import end_process_group
 from training.heldout import measure_heldout
 from training.pretrain import CorpusSettings, LanguageModelSettings, build_corpus, main
 
@@ -314,7 +315,7 @@ def one_of_two(rank: int, port: int, arguments: list[str], log: Path) -> None:
     Forwards.__getitem__ = logged
     main(arguments)
     assert torch.distributed.get_world_size() == 2 and torch.distributed.get_backend() == "gloo"
-    torch.distributed.destroy_process_group()
+    end_process_group()
 
 
 def test_two_processes_see_every_window_once_and_learn_what_one_learns(genomes, tmp_path) -> None:
