@@ -85,7 +85,8 @@ def from_original(
     Args:
         source: name of the reference, a key of `SOURCES`.
         config: the reference's own config, or its constructor's arguments, under the reference's names.
-        state_dict: its tensors under its names; they are copied.
+        state_dict: its tensors under its names; they are copied. For JAX checkpoints of nt_v1 also the tree module ->
+            parameter -> array.
         task: which head is wanted; "auto" = that of the tensors.
         drop: families of tensors with an effect that are left out knowingly, where the source has any.
         dtype: of the parameters.
@@ -116,7 +117,7 @@ def to_original(model: PreTrainedModel, **options: Any) -> tuple[dict[str, Any],
 
     Args:
         model: one of ours.
-        **options: choices that the source has (`qkv_spelling` of scgpt).
+        **options: choices that the source has (`qkv_spelling` of scgpt, `layout` of nt_v1).
 
     Raises:
         CheckpointError: no reference has this architecture.

@@ -3,46 +3,20 @@
 Shapes: B batch, L tokens, E hidden size, V vocabulary.
 """
 
-import json
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from nucleotide_transformer_golden import STATES, at_tokens, classifier_weights, golden
 from transformers import AutoModelForMaskedLM, EsmForMaskedLM, EsmForSequenceClassification, EsmModel
 
 import genesplice_hf
 from genesplice_hf.errors import CheckpointError
 
-FOLDER = Path(__file__).parents[1] / "golden" / "nt_v1"
 # By the README of the golden case.
-STATES, GRADIENTS = {"rtol": 0.0, "atol": 2e-5}, {"rtol": 1e-4, "atol": 1e-6}
+GRADIENTS = {"rtol": 1e-4, "atol": 1e-6}
 EPSILONS = [("original", "eps1e-5."), ("config", "eps1e-12."), (1e-5, "eps1e-5.")]
-
-
-class Golden(NamedTuple):
-    """The reference's config and tensors, one batch, and what the reference answers."""
-
-    config: dict[str, Any]
-    weights: dict[str, torch.Tensor]
-    inputs: dict[str, torch.Tensor]
-    outputs: dict[str, torch.Tensor]
-
-    def model(self, **options: Any) -> Any:
-        return genesplice_hf.from_original("nt_v1", self.config, self.weights, **options)
-
-
-@cache
-def golden() -> Golden:
-    config = json.loads((FOLDER / "config.json").read_text())["hf_config"]
-    return Golden(config, *(load_file(FOLDER / f"{part}.safetensors") for part in ("weights", "inputs", "outputs")))
-
-
-def at_tokens(tensor: torch.Tensor) -> torch.Tensor:
-    """Padded positions are stored as 0."""
-    return tensor * golden().inputs["attention_mask"][..., None]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -145,19 +119,6 @@ def test_classifiers_go_there_and_back(task: str) -> None:
     assert type(again) is type(source)
     with pytest.raises(CheckpointError, match=r"missing: classifier\."):
         case.model(task=task)
-
-
-def classifier_weights(task: str) -> dict[str, torch.Tensor]:
-    """The golden body and a classifier of three labels."""
-    body = {key: tensor for key, tensor in golden().weights.items() if key.startswith("esm.")}
-    if task == "token_classification":
-        return body | {"classifier.weight": torch.randn(3, 32), "classifier.bias": torch.randn(3)}
-    return body | {
-        "classifier.dense.weight": torch.randn(32, 32),
-        "classifier.dense.bias": torch.randn(32),
-        "classifier.out_proj.weight": torch.randn(3, 32),
-        "classifier.out_proj.bias": torch.randn(3),
-    }
 
 
 def test_all_faults_stand_in_one_error() -> None:

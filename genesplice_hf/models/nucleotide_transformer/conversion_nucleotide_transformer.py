@@ -1,7 +1,8 @@
 """Nucleotide Transformer v1 and AgroNT in transformers' ESM classes, both ways (Dalla-Torre et al. 2024).
 
 The published tensor names are those of ESM already. What is left: the epsilon of the LayerNorms, where the published
-configs (1e-12) differ from the code that trained the models (1e-5), and parts that no output here depends on.
+configs (1e-12) differ from the code that trained the models (1e-5), parts that no output here depends on, and the
+JAX checkpoints that lie beside the others (`haiku_names.py`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from transformers import EsmConfig, PreTrainedConfig, PreTrainedModel
 from genesplice_hf.errors import CheckpointError
 from genesplice_hf.layers.tied_weights import fill_tied, modern_name
 from genesplice_hf.layers.transformers_classes import TransformersClasses
+from genesplice_hf.models.nucleotide_transformer import haiku_names
 
 # Haiku's default, with which the models were trained.
 ORIGINAL_EPS = 1e-5
@@ -44,6 +46,8 @@ class NucleotideTransformerSource:
     @staticmethod
     def task(state_dict: Mapping[str, torch.Tensor]) -> str:
         """The task whose head the tensors hold."""
+        if haiku_names.is_haiku(state_dict):
+            return "masked_lm" if any("roberta_lm_head/~/lm_" in key for key in state_dict) else "base"
         if any(key.startswith("lm_head.") for key in state_dict):
             return "masked_lm"
         if "classifier.dense.weight" in state_dict:
@@ -59,11 +63,15 @@ class NucleotideTransformerSource:
                 f"{original['position_embedding_type']!r}; rotary positions belong to nt_v2 or to a protein model."
             )
         epsilon = options.pop("layer_norm_eps", "config")
-        fields = {name: original[name] for name in FIELDS & original.keys()}
+        if haiku_names.is_haiku_config(original):
+            fields, known = haiku_names.esm_fields(original), haiku_names.KNOWN
+            record: dict[str, Any] = {"hyperparameters": {name: original[name] for name in known & original.keys()}}
+        else:
+            fields, known = {name: original[name] for name in FIELDS & original.keys()}, FIELDS
+            record = {"fields": sorted((FIELDS | STANDARD) & original.keys())}
         if epsilon != "config":
             fields["layer_norm_eps"] = _epsilon(epsilon)
-        record = {"fields": sorted((FIELDS | STANDARD) & original.keys())}
-        return EsmConfig(**{"conversion": record, **fields, **options}), FIELDS
+        return EsmConfig(**{"conversion": record, **fields, **options}), known
 
     @staticmethod
     def tensors(
@@ -71,6 +79,7 @@ class NucleotideTransformerSource:
     ) -> tuple[dict[str, torch.Tensor], list[str]]:
         """(tensors of the ESM class for `task`, keys that it has no use for)."""
         prefix = "" if task == "base" else BODY
+        state_dict = haiku_names.to_esm_names(state_dict) if haiku_names.is_haiku(state_dict) else state_dict
         found, ignored = {}, []
         for key, tensor in state_dict.items():
             name = modern_name(key).removeprefix(BODY)
@@ -91,19 +100,22 @@ class NucleotideTransformerSource:
         return {"add_pooling_layer": f"{POOLER}dense.weight" in tensors} if task == "base" else {}
 
     @staticmethod
-    def original(model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Their config and state dict.
+    def original(model: PreTrainedModel, layout: str = "auto") -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Their config and state dict; `layout` is "hub" (ESM names), "haiku" or "auto": as the checkpoint came.
 
         Raises:
-            CheckpointError: the model is an ESM that the published architecture does not cover.
+            CheckpointError: the model is an ESM that the published architecture does not cover, or the layout has
+                no place for its head.
         """
         config = model.config
         if config.position_embedding_type != "absolute" or config.is_folding_model:
             raise CheckpointError("nt_v1 has absolute positions and folds nothing; this ESM model is another one.")
-        recorded = (getattr(config, "conversion", None) or {}).get("fields", FIELDS | STANDARD)
-        original = _original_fields(model, recorded)
+        conversion = getattr(config, "conversion", None) or {}
         prefix = BODY if isinstance(model, NucleotideTransformerSource.classes["base"]) else ""
-        return original, {prefix + key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+        tensors = {prefix + key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+        if _layout(layout, conversion) == "haiku":
+            return haiku_names.haiku_fields(config), haiku_names.to_haiku_names(tensors)
+        return _original_fields(model, conversion.get("fields", FIELDS | STANDARD)), tensors
 
 
 def _is_head_of(task: str, key: str) -> bool:
@@ -124,6 +136,12 @@ def _add_contact_head(tensors: dict[str, torch.Tensor], config: EsmConfig, prefi
             tensors[prefix + name] = torch.zeros(shape, dtype=reference.dtype, device=reference.device)
     record = getattr(config, "conversion", None) or {}
     config.conversion = {**record, "generated_keys": [BODY + name for name in absent]}
+
+
+def _layout(layout: str, conversion: Mapping[str, Any]) -> str:
+    if layout not in ("auto", "hub", "haiku"):
+        raise CheckpointError(f"`layout` must be 'auto', 'hub' or 'haiku', got {layout!r}.")
+    return layout if layout != "auto" else "haiku" if "hyperparameters" in conversion else "hub"
 
 
 def _epsilon(value: str | float) -> float:
