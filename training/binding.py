@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
     Trainer,
+    TrainerCallback,
     set_seed,
 )
 
@@ -43,7 +44,7 @@ from training.binding_data import (
     read_motifs,
     read_peak_set,
 )
-from training.checkpoints import prepare_folder
+from training.checkpoints import defined, last_complete_checkpoint, prepare_folder, stored_result
 from training.command import run_command
 from training.epochs import TellEpoch
 from training.finetune import Plan, ScheduledTrainer, training_arguments
@@ -85,6 +86,7 @@ class BindingSettings:
 
 
 SETTINGS = (BindingSettings, TrainSettings)
+_FREE_ON_RESUME = ("output_dir", "data_dir", "resume", "overwrite", "seeds", "run_baselines")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -92,24 +94,30 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return train_binding(*parse_settings(SETTINGS, argv))
 
 
-def train_binding(settings: BindingSettings, train: TrainSettings) -> dict[str, Any]:
+def train_binding(
+    settings: BindingSettings, train: TrainSettings, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Trains one network per seed and measures it on every test part; the door for use from Python.
+
+    Args:
+        settings: the task and the network.
+        train: how, with which seeds, and where results go.
+        callbacks: further Trainer callbacks.
 
     Returns:
         What `metrics.json` holds: `results`, `per_seed`, `baselines`, `task`, `settings`, `environment`.
 
     Raises:
-        DataError: settings or files that cannot be used; `output_dir` holds another run; `resume` is asked for.
+        DataError: settings or files that cannot be used; `output_dir` holds another run.
     """
-    if train.resume:
-        raise DataError("`resume` is not offered here; a run takes minutes: pass `--overwrite true`.")
     task, motifs = load_task(settings)
     folder = Path(train.output_dir)
     everything = settings_as_dict(settings, train)
     if is_main_process():
-        prepare_folder(folder, everything, resume=False, overwrite=train.overwrite, free=())
-    runs = [run_seed(settings, train, task, seed) for seed in train.seeds]
-    results = {part: summarize([run["test"][part] for run in runs]) for part in runs[0]["test"]}
+        options = {"resume": train.resume, "overwrite": train.overwrite, "free": _FREE_ON_RESUME}
+        prepare_folder(folder, everything, **options)
+    runs = [run_seed(settings, train, task, seed, callbacks) for seed in train.seeds]
+    results = {part: summarize([defined(run["test"][part]) for run in runs]) for part in runs[0]["test"]}
     compared: dict[str, Any] = baselines(task, motifs) if train.run_baselines else {}
     report = {
         "results": results,
@@ -172,13 +180,21 @@ def build_model(settings: BindingSettings, task: BindingTask) -> PreTrainedModel
     return AutoModelForSequenceClassification.from_config(config)
 
 
-def run_seed(settings: BindingSettings, train: TrainSettings, task: BindingTask, seed: int) -> dict[str, Any]:
-    """Trains, measures and stores one seed."""
+def run_seed(
+    settings: BindingSettings,
+    train: TrainSettings,
+    task: BindingTask,
+    seed: int,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Trains, measures and stores one seed; a seed that is finished already is read back."""
     start, folder = time.perf_counter(), Path(train.output_dir) / f"seed-{seed}"
+    if (finished := stored_result(folder / "result.json", train.resume)) is not None:
+        return finished
     set_seed(seed)
     model = build_model(settings, task)
-    trainer = build_trainer(settings, train, task, model, seed, folder)
-    trainer.train()
+    trainer = build_trainer(settings, train, task, model, seed, folder, callbacks)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder) if train.resume else None)
     collator = build_collator(settings, task)
     # With the vectors of other factors the network can only tell what does not depend on the factor.
     stranger = build_collator(settings, task, exchanged=True)
@@ -191,7 +207,7 @@ def run_seed(settings: BindingSettings, train: TrainSettings, task: BindingTask,
         measured[f"{part}, factors exchanged"] = pair_metrics(rows, strange)
     model.save_pretrained(folder / "model")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {
+    result = {
         "seed": seed,
         "test": measured,
         "final_loss": losses[-1] if losses else math.nan,
@@ -201,10 +217,18 @@ def run_seed(settings: BindingSettings, train: TrainSettings, task: BindingTask,
         "seconds": time.perf_counter() - start,
         "history": list(trainer.state.log_history),
     }
+    reports.write_json(folder / "result.json", result)
+    return result
 
 
 def build_trainer(
-    settings: BindingSettings, train: TrainSettings, task: BindingTask, model: PreTrainedModel, seed: int, folder: Path
+    settings: BindingSettings,
+    train: TrainSettings,
+    task: BindingTask,
+    model: PreTrainedModel,
+    seed: int,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
     """The Trainer; windows are read from either strand where `augment_reverse_complement` says so."""
     counted = LabelledSequences([], np.empty(len(task.train)))
@@ -222,7 +246,7 @@ def build_trainer(
         data_collator=collator,
         train_dataset=task.train,
         eval_dataset=task.dev,
-        callbacks=[TellEpoch(collator)],
+        callbacks=[TellEpoch(collator), *callbacks],
     )
 
 

@@ -6,9 +6,6 @@ beside logistic regression on the same split. One run per seed with the stock `T
 `metrics.json`, `settings.json`, plots, and per seed `seed-<n>/model` with its processor and `result.json`.
 """
 
-import json
-import logging
-import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -41,12 +38,10 @@ from training.cells_training import (
     masked_metrics,
     masked_trainer,
 )
-from training.checkpoints import last_complete_checkpoint, prepare_folder
+from training.checkpoints import defined, last_complete_checkpoint, prepare_folder, stored_result
 from training.command import run_command
 from training.settings import MethodSettings, TrainSettings, is_main_process, parse_settings, settings_as_dict
 from training.task import task_metrics
-
-logger = logging.getLogger(__name__)
 
 _FREE_ON_RESUME = ("output_dir", "data", "resume", "overwrite", "seeds", "run_baselines", "plot_embeddings")
 _PACKAGES = ("transformers", "peft", "torch", "anndata", "scanpy", "scikit-learn")
@@ -100,7 +95,7 @@ def train_cells(
 def run_seed(plan: Plan, seed: int) -> dict[str, Any]:
     """Trains, measures valid and test, and stores one seed; a seed that is finished already is read back."""
     folder = plan.folder / f"seed-{seed}"
-    if (found := _finished(plan, folder)) is not None:
+    if (found := stored_result(folder / "result.json", plan.train.resume)) is not None:
         return found
     wall, cpu = time.perf_counter(), time.process_time()
     if plan.cells.task == "masked_expression":
@@ -134,7 +129,7 @@ def pretrained_body(plan: Plan, seed: int, folder: Path) -> tuple[str | None, di
     if plan.cells.pretrain_epochs <= 0:
         return plan.model.model, {}
     saved = folder / "pretrained"
-    if (found := _finished(plan, saved)) is not None:
+    if (found := stored_result(saved / "result.json", plan.train.resume)) is not None:
         return str(saved), found
     stage = replace(
         plan.train,
@@ -190,7 +185,7 @@ def build_report(
 ) -> dict[str, Any]:
     """The content of `metrics.json`."""
     return {
-        "results": {split: summarize([_defined(run[split]) for run in runs]) for split in ("valid", "test")},
+        "results": {split: summarize([defined(run[split]) for run in runs]) for split in ("valid", "test")},
         "per_seed": [_condensed(run) for run in runs],
         "baselines": {name: found.metrics for name, found in baselines.items()},
         "baseline_settings": {name: found.settings for name, found in baselines.items() if found.settings},
@@ -211,7 +206,7 @@ def build_report(
 def compared(plan: Plan, runs: Sequence[Mapping[str, Any]], baseline: Baseline) -> dict[str, Any]:
     """Model minus baseline on test over seeds; for cell types also how many cells only one of the two has right."""
     names = [name for name in (plan.mse, *_COMPARED) if name in runs[0]["test"] and name in baseline.metrics["test"]]
-    gaps = [{name: _defined(run["test"])[name] - baseline.metrics["test"][name] for name in names} for run in runs]
+    gaps = [{name: defined(run["test"])[name] - baseline.metrics["test"][name] for name in names} for run in runs]
     if "test" not in baseline.predicted:
         return dict(summarize(gaps))
     truth = plan.task.classes("test")
@@ -266,21 +261,8 @@ def _described(trainer: CellTrainer, seed: int) -> dict[str, Any]:
     }
 
 
-def _finished(plan: Plan, folder: Path) -> dict[str, Any] | None:
-    path = folder / "result.json"
-    if not (plan.train.resume and path.is_file()):
-        return None
-    logger.info("%s is finished already.", folder)
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _test_logits(plan: Plan, run: Mapping[str, Any]) -> np.ndarray:
     return np.load(plan.folder / f"seed-{run['seed']}" / "test_logits.npy")
-
-
-def _defined(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """A stored result has None where a metric is not defined."""
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def _condensed(run: Mapping[str, Any]) -> dict[str, Any]:

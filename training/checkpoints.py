@@ -1,13 +1,17 @@
 """The folder of a run: never two runs in one, and the checkpoint that an interrupted one goes on from."""
 
 import json
+import logging
+import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from genesplice_hf.errors import DataError
 from training.reports import write_json
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_folder(
@@ -36,6 +40,19 @@ def prepare_folder(
     if overwrite and stored_path.is_file():
         shutil.rmtree(folder)
     write_json(stored_path, settings)
+
+
+def stored_result(path: Path, resume: bool) -> dict[str, Any] | None:
+    """What a part of the run wrote as it ended; None if it has to run, or goes on."""
+    if not (resume and path.is_file()):
+        return None
+    logger.info("%s is finished already.", path.parent)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def defined(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Metrics of a run or of its stored result, which has null where a metric is not defined."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def _check_same_settings(stored: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> None:

@@ -7,7 +7,6 @@ holds `settings.json`, `metrics.json`, `maps.png` and `model`.
 Shapes: n windows, L bases, P pairs, T = 1 target.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,16 +27,15 @@ from genesplice_hf.models.auto import AutoModelForContactPrediction
 from genesplice_hf.scoring.contacts import CONTACT_METRICS, ContactMetrics, predict_contacts
 from genesplice_hf.version import __version__
 from training import reports
-from training.checkpoints import prepare_folder
+from training.checkpoints import last_complete_checkpoint, prepare_folder, stored_result
 from training.command import run_command
 from training.contact_simulation import contact_matrix, find_sites, log_odds, read_motif
 from training.epochs import TellEpoch
 from training.evaluation_collator import EvaluationCollatorMixin
 from training.settings import is_main_process, parse_settings, settings_as_dict, use_bf16
 
-logger = logging.getLogger(__name__)
-
 SPLITS = ("train", "valid", "test")
+_FREE_ON_RESUME = ("output_dir", "data_dir", "resume", "overwrite")
 
 
 @dataclass
@@ -86,9 +84,12 @@ class ContactTrainSettings:
     )
     precision: Literal["auto", "fp32", "bf16"] = field(default="fp32", metadata={"help": "As in finetune."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the last complete checkpoint."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
 
     def __post_init__(self):
+        if self.resume and self.overwrite:
+            raise DataError("`resume` and `overwrite` exclude each other; give one of them.")
         if self.batch_size < 1 or self.evaluations < 1:
             raise DataError("`batch_size` and `evaluations` must be at least 1.")
         if "model_type" not in self.model_config:
@@ -123,8 +124,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return train_contacts(*parse_settings((ContactDataSettings, ContactTrainSettings), argv))
 
 
-def train_contacts(data: ContactDataSettings, train: ContactTrainSettings) -> dict[str, Any]:
+def train_contacts(
+    data: ContactDataSettings, train: ContactTrainSettings, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Simulates maps, trains, and measures the test windows beside two baselines.
+
+    Args:
+        data: which windows, and what is simulated on them.
+        train: which network, and how it is trained.
+        callbacks: further Trainer callbacks.
 
     Returns:
         `results` {method: metrics}, `windows`, `sites_per_window`, `parameters`, `seconds`, `settings`.
@@ -132,15 +140,18 @@ def train_contacts(data: ContactDataSettings, train: ContactTrainSettings) -> di
     Raises:
         DataError: files or settings that cannot be used; `output_dir` holds another run.
     """
-    set_seed(train.seed)
     config = AutoConfig.for_model(**train.model_config)
     task = load_contact_task(data, config)
     folder, settings = Path(train.output_dir), settings_as_dict(data, train)
     if is_main_process():
-        prepare_folder(folder, settings, resume=False, overwrite=train.overwrite, free=())
+        options = {"resume": train.resume, "overwrite": train.overwrite, "free": _FREE_ON_RESUME}
+        prepare_folder(folder, settings, **options)
+    if (finished := stored_result(folder / "metrics.json", train.resume)) is not None:
+        return finished
+    set_seed(train.seed)
     start = time.perf_counter()
-    trainer = build_trainer(AutoModelForContactPrediction.from_config(config), task, train, folder)
-    trainer.train()
+    trainer = build_trainer(AutoModelForContactPrediction.from_config(config), task, train, folder, callbacks)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder) if train.resume else None)
     seconds = time.perf_counter() - start
     predictions = baselines(task) | {"model": predicted(trainer.model, task.datasets["test"])}
     report = {
@@ -224,13 +235,17 @@ def _assigned(records: Sequence[dict[str, Any]], data: ContactDataSettings) -> l
 
 
 def build_trainer(
-    model: PreTrainedModel, task: ContactTask, train: ContactTrainSettings, folder: Path
+    model: PreTrainedModel,
+    task: ContactTask,
+    train: ContactTrainSettings,
+    folder: Path,
+    further: Sequence[TrainerCallback] = (),
 ) -> ContactTrainer:
     """The stock Trainer; the best valid Pearson picks the checkpoint."""
     dataset = task.datasets["train"]
     shared = (dataset.num_bins, dataset.diagonal_offset, train.max_shift)
     collator = ContactCollator(*shared, seed=train.seed)
-    callbacks: list[TrainerCallback] = [TellEpoch(collator), ClipEachTensor(train.clip_each_tensor)]
+    callbacks: list[TrainerCallback] = [TellEpoch(collator), ClipEachTensor(train.clip_each_tensor), *further]
     if train.early_stopping_patience is not None:
         callbacks.append(transformers.EarlyStoppingCallback(train.early_stopping_patience))
     optimizers = (None, None)
@@ -276,6 +291,7 @@ def training_arguments(train: ContactTrainSettings, num_windows: int, folder: Pa
         load_best_model_at_end=True,
         metric_for_best_model="pearson",
         greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_num_workers=0,
@@ -325,7 +341,6 @@ def write_report(
     folder: Path, model: PreTrainedModel, task: ContactTask, predictions: np.ndarray, report: dict[str, Any]
 ) -> None:
     """`metrics.json`, `model`, a picture of two test windows, and the table on the console."""
-    reports.write_json(folder / "metrics.json", report)
     model.save_pretrained(folder / "model")
     test = task.datasets["test"]
     shown = {}
@@ -334,6 +349,8 @@ def write_report(
         shown[f"window {index + 1}, simulated"] = vector_as_map(truth, test.diagonal_offset)
         shown[f"window {index + 1}, predicted"] = vector_as_map(predictions[index, :, 0], test.diagonal_offset)
     plot_contact_maps(shown, folder / "maps.png", "Test windows: maps simulated from a motif, not measured")
+    # Last: who resumes takes it for the end of the run.
+    reports.write_json(folder / "metrics.json", report)
     rows = {name: {key: found[key] for key in CONTACT_METRICS} for name, found in report["results"].items()}
     windows = report["windows"]
     reports.print_table(reports.metrics_table(f"{windows['test']} test windows; trained on {windows['train']}", rows))

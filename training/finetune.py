@@ -6,8 +6,6 @@ beside the baselines. `output_dir` then holds `metrics.json`, `learning_curve.pn
 test logits. Works under `torchrun`; only rank 0 prints and writes.
 """
 
-import json
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -33,7 +31,7 @@ from genesplice_hf.scoring.metrics import summarize
 from genesplice_hf.version import __version__
 from training import reports
 from training.baselines import run_baselines
-from training.checkpoints import last_complete_checkpoint, prepare_folder
+from training.checkpoints import defined, last_complete_checkpoint, prepare_folder, stored_result
 from training.command import run_command
 from training.epochs import TellEpoch
 from training.models import load_classifier, load_tokenizer, save_trained
@@ -59,8 +57,6 @@ from training.task import (
     task_metrics,
     tokenize,
 )
-
-logger = logging.getLogger(__name__)
 
 SETTINGS = (DataSettings, ModelSettings, MethodSettings, TrainSettings)
 # A restarted run may change where it stands and how many seeds it runs, nothing that a result depends on.
@@ -138,9 +134,8 @@ def run_seed(plan: Plan, seed: int) -> dict[str, Any]:
     """Trains, measures dev and test, and stores one seed; a seed that is finished already is read back."""
     folder = plan.folder / f"seed-{seed}"
     result_path = folder / "result.json"
-    if plan.train.resume and result_path.is_file():
-        logger.info("Seed %d is finished already.", seed)
-        return json.loads(result_path.read_text(encoding="utf-8"))
+    if (finished := stored_result(result_path, plan.train.resume)) is not None:
+        return finished
     start = time.perf_counter()
     trainer = build_trainer(plan, seed, folder)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder) if plan.train.resume else None)
@@ -266,7 +261,7 @@ def build_report(plan: Plan, runs: Sequence[dict[str, Any]], settings: dict[str,
     task, train = plan.task, plan.train
     wanted = train.run_baselines and is_main_process()
     return {
-        "results": {split: summarize([run[split] for run in runs]) for split in ("test", "dev")},
+        "results": {split: summarize([defined(run[split]) for run in runs]) for split in ("test", "dev")},
         "per_seed": [{key: value for key, value in run.items() if key != "history"} for run in runs],
         "baselines": run_baselines(task.train, task.test, task.regression) if wanted else {},
         "task": {"problem_type": task.problem_type, "num_labels": task.num_labels, **task.report},

@@ -7,7 +7,6 @@ per seed `seed-<n>/model`, `result.json`, `test/` with a table of every track an
 Works under `torchrun`; only rank 0 prints and writes.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from genesplice_hf.scoring.metrics import summarize
 from genesplice_hf.scoring.track_report import TRACK_METRICS, TrackReport
 from genesplice_hf.version import __version__
 from training import reports, track_reports
-from training.checkpoints import last_complete_checkpoint, prepare_folder
+from training.checkpoints import last_complete_checkpoint, prepare_folder, stored_result
 from training.command import run_command
 from training.finetune import trainer_arguments
 from training.settings import (
@@ -172,9 +171,8 @@ def run_seed(plan: TrackPlan, seed: int) -> dict[str, Any]:
     """Trains, measures valid and test, and stores one seed; a seed that is finished already is read back."""
     folder = plan.folder / f"seed-{seed}"
     result_path = folder / "result.json"
-    if plan.train.resume and result_path.is_file():
-        logger.info("Seed %d is finished already.", seed)
-        return json.loads(result_path.read_text(encoding="utf-8"))
+    if (finished := stored_result(result_path, plan.train.resume)) is not None:
+        return finished
     trainer = build_trainer(plan, seed, folder)
     wall, cpu = time.perf_counter(), time.process_time()
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder) if plan.train.resume else None)

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from interruptions import PowerCut, StopAt
 
 from genesplice_hf.errors import DataError
 from genesplice_hf.genome.alphabet import reverse_complement
@@ -195,14 +196,18 @@ def write_task(folder, peak_sets):
         (folder / f"{one.factor}.fa").write_text("".join(records))
 
 
+def words_of_a_run(folder, output_dir, dna_config=TINY["dna_config"]):
+    return [
+        "--config", f"{CONFIGS}/tfbind_ctcf_pu1.yaml", "--data_dir", str(folder),
+        "--peak_fastas", json.dumps({"A": "A.fa", "B": "B.fa"}), "--dev_chromosomes", "3", "--test_chromosomes", "4",
+        "--dna_config", json.dumps(dna_config), "--model_options", json.dumps(TINY["model_options"]),
+        "--output_dir", str(output_dir), "--batch_size", "8", "--epochs", "12", "--learning_rate", "3e-3",
+    ]  # fmt: skip
+
+
 def test_a_run_from_settings_to_metrics(tmp_path, peak_sets, capsys):
     write_task(tmp_path, peak_sets)
-    words = [
-        "--config", f"{CONFIGS}/tfbind_ctcf_pu1.yaml", "--data_dir", str(tmp_path),
-        "--peak_fastas", json.dumps({"A": "A.fa", "B": "B.fa"}), "--dev_chromosomes", "3", "--test_chromosomes", "4",
-        "--dna_config", json.dumps(TINY["dna_config"]), "--model_options", json.dumps(TINY["model_options"]),
-        "--output_dir", str(tmp_path / "run"), "--batch_size", "8", "--epochs", "12", "--learning_rate", "3e-3",
-    ]  # fmt: skip
+    words = words_of_a_run(tmp_path, tmp_path / "run")
     report = binding.main(words)
     assert set(report["results"]) == {"test", "test, mean of factors", "test, A or B", "test, factors exchanged"}
     # The planted word makes the two sets easy to tell apart; other vectors turn the answer round.
@@ -218,6 +223,32 @@ def test_a_run_from_settings_to_metrics(tmp_path, peak_sets, capsys):
     assert stored["per_seed"][0]["final_loss"] < 0.69
     with pytest.raises(DataError, match="already holds a run"):
         binding.main(words)
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, peak_sets):
+    """The first of two seeds is finished, the second cut in its second pass, with dropout and random strands."""
+    write_task(tmp_path, peak_sets)
+    changed = ["--epochs", "2", "--evaluations_per_epoch", "2", "--seeds", "0", "1", "--run_baselines", "false"]
+    random = TINY["dna_config"] | {"dropout_rate": 0.3}
+    strands = ["--augment_reverse_complement", "true"]
+    whole = binding.main([*words_of_a_run(tmp_path, tmp_path / "whole", random), *changed, *strands])
+    steps = whole["per_seed"][0]["steps"]
+    cut = [*words_of_a_run(tmp_path, tmp_path / "cut", random), *changed, *strands]
+    first = [*cut, "--seeds", "0"]
+    binding.main(first)
+    settings, train = parse_settings(binding.SETTINGS, [*cut, "--resume", "true"])
+    with pytest.raises(PowerCut):
+        binding.train_binding(settings, train, callbacks=[StopAt(steps - 1)])
+    written = (tmp_path / "cut/seed-0/test_scores.npy").stat().st_mtime_ns
+    resumed = binding.main([*cut, "--resume", "true"])
+    assert (tmp_path / "cut/seed-0/test_scores.npy").stat().st_mtime_ns == written
+    assert [run["test"] for run in resumed["per_seed"]] == [run["test"] for run in whole["per_seed"]]
+    assert [run["final_loss"] for run in resumed["per_seed"]] == [run["final_loss"] for run in whole["per_seed"]]
+    for seed in (0, 1):
+        scores = [np.load(tmp_path / run / f"seed-{seed}/test_scores.npy") for run in ("whole", "cut")]
+        np.testing.assert_array_equal(*scores)
+    with pytest.raises(DataError, match="learning_rate was"):
+        binding.main([*cut, "--resume", "true", "--learning_rate", "1"])
 
 
 def test_planted_runs_measure_held_out_factors(tmp_path, motifs):
@@ -248,7 +279,6 @@ def test_settings_that_cannot_be(tmp_path):
         (["--task", "planted_motifs"], "`motifs` must name"),
         (["--task", "planted_motifs", "--motifs", "m.pfm", "--planted", '{"noize": 1}'], "`planted` may hold"),
         (["--peak_fastas", "{}"], "at least two"),
-        (["--resume", "true"], "not offered"),
     ):
         (tmp_path / "m.pfm").write_text(">a\n1 2 3 4\n")
         settings, train = parse_settings(binding.SETTINGS, [*words, "--data_dir", str(tmp_path)])

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from interruptions import KillAt
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from genesplice_hf.errors import CheckpointError, DataError
 from genesplice_hf.genome.alphabet import reverse_complement
@@ -92,17 +92,6 @@ def test_random_twin_is_saved_whole_and_differs_per_seed(tmp_path, tiny_folder, 
     )
     logits = models.predict_logits(loaded[1], tokens, 64)
     np.testing.assert_allclose(logits, np.load(tmp_path / "seed-1" / "test_logits.npy"), atol=1e-5)
-
-
-class KillAt(TrainerCallback):
-    """The power fails at a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 # 8 steps per epoch, a checkpoint every 4: the kill falls into the second epoch, two steps after a checkpoint.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from interruptions import KillAt
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
@@ -122,17 +123,6 @@ def test_the_measured_model_is_the_saved_one(genomes, tmp_path) -> None:
     again = measure_heldout(model, tokenizer, corpus, LanguageModelSettings(), seed=0, orders=())
     assert set(again["toy"]) == {"model"}
     assert again["toy"]["model"] == pytest.approx(report["held_out"]["toy"]["model"], rel=1e-6)
-
-
-class KillAt(TrainerCallback):
-    """The power fails at a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 STAGES = [{"window_bp": 32, "until_step": 11, "batch_size": 32}, {"window_bp": 128, "step_bp": 16, "batch_size": 8}]
