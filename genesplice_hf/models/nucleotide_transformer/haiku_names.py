@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import EsmConfig
 
@@ -120,7 +121,7 @@ def to_esm_names(tree: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
     Haiku multiplies from the left, (in, out); torch keeps (out, in). Names that nobody knows stay as they are.
     """
-    found = {_esm_name(key): _turned(torch.as_tensor(value), key) for key, value in flat(tree).items()}
+    found = {_esm_name(key): _turned(_tensor(value), key) for key, value in flat(tree).items()}
     return {FINAL_BIAS[1] if name == FINAL_BIAS[0] else name: tensor for name, tensor in found.items()}
 
 
@@ -147,6 +148,11 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
             else {module: value}
         )
     return found
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    # Through numpy, which also understands arrays of JAX; a copy, for those cannot be written to.
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
 
 
 def _turned(tensor: torch.Tensor, name: str) -> torch.Tensor:
