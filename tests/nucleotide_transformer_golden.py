@@ -3,34 +3,19 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
-
-import genesplice_hf
+from original_golden import Golden, read_golden
 
 FOLDER = Path(__file__).parent / "golden" / "nt_v1"
 # By the README of the golden case.
 STATES = {"rtol": 0.0, "atol": 2e-5}
 
 
-class Golden(NamedTuple):
-    """The reference's config and tensors, one batch, and what the reference answers."""
-
-    config: dict[str, Any]
-    weights: dict[str, torch.Tensor]
-    inputs: dict[str, torch.Tensor]
-    outputs: dict[str, torch.Tensor]
-
-    def model(self, **options: Any) -> Any:
-        return genesplice_hf.from_original("nt_v1", self.config, self.weights, **options)
-
-
 @cache
 def golden() -> Golden:
     config = json.loads((FOLDER / "config.json").read_text())["hf_config"]
-    return Golden(config, *(load_file(FOLDER / f"{part}.safetensors") for part in ("weights", "inputs", "outputs")))
+    return read_golden("nt_v1", config, FOLDER)
 
 
 def at_tokens(tensor: torch.Tensor) -> torch.Tensor:

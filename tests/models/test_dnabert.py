@@ -6,11 +6,10 @@ Shapes: B batch, L tokens, E hidden size, V vocabulary.
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from original_golden import Golden, read_golden
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel
 
 import genesplice_hf
@@ -24,23 +23,11 @@ FIXTURE = {"case", "reference", "seed", "dtype", "grad_keys"}
 POOLER = ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
 
 
-class Golden(NamedTuple):
-    """The reference's config and tensors, one batch, and what the reference answers."""
-
-    config: dict[str, Any]
-    weights: dict[str, torch.Tensor]
-    inputs: dict[str, torch.Tensor]
-    outputs: dict[str, torch.Tensor]
-
-    def model(self, **options: Any) -> Any:
-        return genesplice_hf.from_original("dnabert1", self.config, self.weights, **options)
-
-
 @cache
 def golden() -> Golden:
     config = json.loads((FOLDER / "config.json").read_text())
     config = {name: value for name, value in config.items() if name not in FIXTURE}
-    return Golden(config, *(load_file(FOLDER / f"{part}.safetensors") for part in ("weights", "inputs", "outputs")))
+    return read_golden("dnabert1", config, FOLDER)
 
 
 def at_tokens(tensor: torch.Tensor) -> torch.Tensor:

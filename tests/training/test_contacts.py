@@ -195,13 +195,17 @@ def test_a_run_leaves_metrics_model_and_maps(folder: Path, tmp_path: Path, optim
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_resumed_run_is_an_uninterrupted_one(folder: Path, tmp_path: Path, optimizer: str) -> None:
-    """Cut in the second pass, between two checkpoints, with dropout, shifts and strands drawn at random."""
+    """Cut in the second pass, after its third step of four and a checkpoint after the second.
+
+    Dropout, shifts and strands are drawn at random.
+    """
     config = json.dumps(TINY | {"dilated_dropout": 0.3})
-    changed = {"optimizer": optimizer, "model_config": config, "evaluations": 4, "early_stopping_patience": 3}
+    changed = {"optimizer": optimizer, "model_config": config, "batch_size": 2, "evaluations": 4}
+    changed["early_stopping_patience"] = 3
     whole = main(arguments(folder, tmp_path / "whole", **changed))
     cut = arguments(folder, tmp_path / "cut", **changed)
     with pytest.raises(PowerCut):
-        train_contacts(*parse_settings((ContactDataSettings, ContactTrainSettings), cut), callbacks=[StopAt(3)])
+        train_contacts(*parse_settings((ContactDataSettings, ContactTrainSettings), cut), callbacks=[StopAt(7)])
     assert not (tmp_path / "cut/metrics.json").exists()
     resumed = main([*cut, "--resume", "true"])
     for key in ("results", "steps", "best_step"):
